@@ -1,0 +1,88 @@
+"""5. The run engine: what records a run and has it executed. This is the protocol; `postgres/` implements it.
+
+Operations that the drain path needs take many at once, one being the special case. Every read and every change is scoped to an
+environment: a run of another environment does not exist. An implementation raises EngineUnavailableError when its store cannot
+be reached; any other exception speaks of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Literal, Protocol
+
+import msgspec
+
+from mollifier.model import MetadataOperation, Run, RunFilter, RunPage, Snapshot
+
+
+class Created(msgspec.Struct, frozen=True):
+    """The run exists now because of this snapshot."""
+
+    run_id: str
+
+
+class Existing(msgspec.Struct, frozen=True):
+    """Nothing was created: this run already stands for the snapshot, for the reason in `by`.
+
+    `run_id`: the id itself exists (the snapshot was handed over twice). `debounce`: its delay was pushed.
+    """
+
+    run_id: str
+    by: Literal["run_id", "idempotency_key", "request_key", "debounce"]
+
+
+CreateOutcome = Created | Existing
+
+
+class RunEngine(Protocol):
+    """What Mollifier asks of a run engine. All moments are UTC."""
+
+    async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
+        """Create the runs and have them executed, atomically; answer one outcome per snapshot, in order.
+
+        The engine's unique constraints are the last arbiter of races: on run id, on (environment, task, idempotency key), on
+        (environment, request key), and on (environment, task, debounce key) while that run is still delayed.
+        A key whose lifetime is over at the snapshot's `created_at` is free.
+        """
+        ...
+
+    async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:
+        """Return the run that the snapshot's request key or idempotency key is bound to at its `created_at`, if any."""
+        ...
+
+    async def get_run(self, env_id: str, run_id: str) -> Run | None:
+        """Return the run, with its children's ids, or None when this environment has no such run."""
+        ...
+
+    async def list_runs(self, env_id: str, query: RunFilter) -> RunPage:
+        """Return one page of the environment's runs. Raises InvalidRequestError for a cursor it did not make."""
+        ...
+
+    async def cancel_run(self, env_id: str, run_id: str, at: datetime) -> Run | None:
+        """Cancel the run unless it has ended; return it as it then stands, or None when there is none."""
+        ...
+
+    async def add_tags(self, env_id: str, run_id: str, tags: Sequence[str]) -> Run | None:
+        """Add tags it does not have yet. Raises InvalidRequestError (field `tags`) beyond ten in all."""
+        ...
+
+    async def change_metadata(self, env_id: str, run_id: str, operations: Sequence[MetadataOperation]) -> Run | None:
+        """Apply the operations in order, atomically: concurrent changes never lose one."""
+        ...
+
+    async def reschedule_run(self, env_id: str, run_id: str, delay: timedelta | datetime, at: datetime) -> Run | None:
+        """Move a delayed run to `delay` (from `at` when a duration). Raises ConflictError when it is not delayed."""
+        ...
+
+    async def reset_idempotency_key(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
+        """Free the key; False when nothing held it."""
+        ...
+
+
+class TaskCatalog(Protocol):
+    """Which tasks exist: those that a worker recorded at boot."""
+
+    async def knows(self, task_id: str) -> bool:
+        """Return whether the task can be triggered; answers from memory for every task it has seen."""
+        ...

@@ -1,0 +1,101 @@
+"""Settings: one frozen struct with defaults and checks. It reads no environment; `config.py` does."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mollifier.errors import SettingsError
+
+PREFIX = "MOLLIFIER_"
+
+_RANGES: dict[str, tuple[int, int]] = {
+    "partitions": (1, 1024),
+    "body_limit_bytes": (1024, 256 * 1024 * 1024),
+    "trip_window_ms": (1, 3_600_000),
+    "trip_threshold": (1, 1_000_000_000),
+    "hold_ms": (1, 3_600_000),
+    "gate_deadline_ms": (1, 60_000),
+    "accept_deadline_ms": (1, 60_000),
+    "lease_ms": (100, 3_600_000),
+    "drain_concurrency": (1, 10_000),
+    "drain_batch_size": (1, 10_000),
+    "drain_max_attempts": (1, 1_000),
+    "drain_max_orgs_per_tick": (1, 100_000),
+    "drain_shutdown_timeout_ms": (0, 3_600_000),
+    "drain_poll_interval_ms": (1, 60_000),
+    "ack_grace_ttl_s": (1, 86_400),
+    "entry_ttl_s": (1, 30 * 86_400),
+}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How Mollifier behaves. Every field has an environment variable of the same name, prefixed `MOLLIFIER_`.
+
+    Raises SettingsError, naming the variable, when a value is out of range or two contradict each other.
+    """
+
+    # Servers and the edge
+    database_url: str | None = None
+    redis_url: str | None = None
+    admin_token: str | None = None
+    tasks: tuple[str, ...] = ()
+    body_limit_bytes: int = 3 * 1024 * 1024
+
+    # Rollout
+    enabled: bool = False
+    drainer_enabled: bool | None = None
+    shadow_mode: bool = False
+    divert: bool = False
+
+    # Buffer
+    partitions: int = 64
+    ack_grace_ttl_s: int = 30
+    entry_ttl_s: int = 600
+    lease_ms: int = 30_000
+
+    # Gate and trip evaluator
+    trip_algorithm: Literal["sliding", "fixed"] = "sliding"
+    trip_window_ms: int = 200
+    trip_threshold: int = 100
+    hold_ms: int = 500
+    gate_deadline_ms: int = 25
+    accept_deadline_ms: int = 250
+
+    # Drainer
+    drain_concurrency: int = 50
+    drain_batch_size: int = 50
+    drain_max_attempts: int = 3
+    drain_max_orgs_per_tick: int = 500
+    drain_shutdown_timeout_ms: int = 30_000
+    drain_poll_interval_ms: int = 100
+
+    def __post_init__(self) -> None:
+        """Check ranges first, then what contradicts what."""
+        for name, (low, high) in _RANGES.items():
+            value: int = getattr(self, name)
+            if not low <= value <= high:
+                raise SettingsError(variable(name), f"must be between {low} and {high}, is {value}")
+        if self.trip_algorithm not in ("sliding", "fixed"):
+            raise SettingsError(variable("trip_algorithm"), f"must be sliding or fixed, is {self.trip_algorithm!r}")
+        if self.redis_url is not None and urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
+            raise SettingsError(variable("redis_url"), "must start with redis://, rediss:// or unix://")
+        if self.database_url is not None and not self.database_url.startswith(("postgresql://", "postgres://")):
+            raise SettingsError(variable("database_url"), "must start with postgresql://")
+
+    @property
+    def active(self) -> bool:
+        """True when the gate may be asked: switched on, and there is a server to ask."""
+        return self.enabled and self.redis_url is not None
+
+    @property
+    def drains(self) -> bool:
+        """True when a worker process runs the drainer: `drainer_enabled`, or `enabled` where that is unset."""
+        return self.enabled if self.drainer_enabled is None else self.drainer_enabled
+
+
+def variable(field: str) -> str:
+    """Return the environment variable of a settings field: `hold_ms` -> `MOLLIFIER_HOLD_MS`."""
+    return PREFIX + field.upper()

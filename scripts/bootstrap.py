@@ -1,6 +1,6 @@
 """Bring the project's one virtual environment, `.venv`, up to date with `pyproject.toml` and the pins.
 
-Run by the Makefile with any Python from 3.11 on. The stamp `.venv/.stamp` is taken away before anything changes and put back last, so an
+Run by the Makefile, which finds a Python from 3.11 on. The stamp `.venv/.stamp` is taken away before anything changes and put back last, so an
 interrupted install never looks finished; a file lock lets several `make`s start at once. The stamp holds the checkout's
 path, since the programs of a virtual environment stop working when it is moved.
 """
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,21 +35,33 @@ def say(line: str) -> None:
 def stamp_holds() -> bool:
     """Tell whether the stamp is this checkout's and newer than everything that it vouches for."""
     try:
-        return STAMP.read_text() == str(ROOT) and all(STAMP.stat().st_mtime >= path.stat().st_mtime for path in INPUTS)
+        current = STAMP.read_text() == str(ROOT) and all(
+            STAMP.stat().st_mtime >= path.stat().st_mtime for path in INPUTS
+        )
     except FileNotFoundError:
         return False
+    return current and usable()
 
 
 def run(*command: str | Path) -> None:
     """Run a command, showing its output only when it fails."""
     environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "PYTHONPATH"}}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode:
         say("\n".join(done.stdout.splitlines()[-OUTPUT_LINES_MAX:]))
         shown = " ".join(str(part) for part in command)
-        raise BootstrapError(f"this command failed: {shown}\nIts last lines are above. Once the cause is mended, run make again.")
+        raise BootstrapError(
+            f"this command failed: {shown}\nIts last lines are above. Once the cause is mended, run make again."
+        )
 
 
 def pip(*arguments: str | Path) -> None:
@@ -61,7 +74,9 @@ def usable() -> bool:
     if not PYTHON.exists():
         return False
     check = "import sys, pip; sys.exit(not (sys.version_info >= (3, 11) and sys.prefix == sys.argv[1]))"
-    if subprocess.run([PYTHON, "-c", check, VENV], capture_output=True, stdin=subprocess.DEVNULL).returncode:
+    if subprocess.run(
+        [PYTHON, "-c", check, VENV], check=False, capture_output=True, stdin=subprocess.DEVNULL
+    ).returncode:
         return False
     # A moved environment still starts, but its programs name the Python at the old place.
     program = VENV / "bin" / "pip"
@@ -70,14 +85,12 @@ def usable() -> bool:
 
 def create() -> None:
     """Make an empty environment in the place of whatever is there."""
-    try:
-        import ensurepip  # noqa: F401, PLC0415 - only its presence matters
-    except ImportError:
+    if find_spec("ensurepip") is None:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise BootstrapError(
             f"{sys.executable} (Python {version}) comes without ensurepip, so it cannot make a virtual environment with pip.\n"
             f"On Debian or Ubuntu: apt-get install python{version}-venv. Or name another Python: make PYTHON=/path/to/python3"
-        ) from None
+        )
     if VENV.is_symlink() or VENV.is_file():
         VENV.unlink()
     else:
@@ -104,9 +117,6 @@ def bring_up_to_date() -> None:
 
 def main() -> int:
     """Do it once, however many callers ask at the same time."""
-    if sys.version_info < (3, 11):
-        say("Mollifier needs Python 3.11 or later.")
-        return 1
     with (ROOT / ".venv.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

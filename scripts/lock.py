@@ -35,7 +35,10 @@ def main() -> int:
     """Resolve in a fresh environment and write down what came of it."""
     if sys.version_info[:2] != OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        print(f"The pins are made with Python {oldest}, the oldest supported: make lock PYTHON=python{oldest}", file=sys.stderr)
+        print(
+            f"The pins are made with Python {oldest}, the oldest supported: make lock PYTHON=python{oldest}",
+            file=sys.stderr,
+        )
         return 1
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder) / "venv"

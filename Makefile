@@ -1,24 +1,22 @@
-# Everything one does with this repository. Plain `make` lists the targets.
+# Everything one does with this repository. Plain `make` lists the targets; ARGS adds arguments to the command behind one.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.PHONY: help demo dev test check fuzz bench clean lock anew
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-# The first Python from 3.11 on that starts, the caller's own choice first. Trying each is what tells: a version manager may put names on the path
-# that do not start. An empty answer is explained where it is needed.
-PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
-	"$$name" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$name" && exit; done; \
+# The first Python from 3.11 on that can make a virtual environment, or, for want of one, that starts at all; the caller's own `python3` is asked
+# first. Each is tried, because a version manager may put names on the path that do not start.
+PYTHON ?= $(shell for modules in 'sys, ensurepip' 'sys'; do \
 	for name in python3 python3.14 python3.13 python3.12 python3.11; do \
-	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$name" && exit; done)
+	"$$name" -c "import $$modules; sys.exit(sys.version_info < (3, 11))" >/dev/null 2>&1 && echo "$$name" && exit; done; done)
 
-# A checkout that was moved, or whose Python is gone, needs its environment made anew.
-ifneq ($(shell test -x $(BIN)/python && cat $(STAMP) 2>/dev/null),$(CURDIR))
-$(STAMP): anew
-endif
-
-.PHONY: help demo dev test check fuzz bench clean lock anew
+define need_python
+@"$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "Mollifier needs Python 3.11 or later. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+endef
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,31 +27,35 @@ demo: $(STAMP) ## start everything, play a burst of triggers through it, show wh
 dev: $(STAMP) ## start everything for development and keep it running; prints the URL and an API key
 	@$(BIN)/mollifier dev $(ARGS)
 
-test: $(STAMP) ## run the tests, a short round of fuzzing among them
-	@$(BIN)/pytest -n 2 $(ARGS)
+test: $(STAMP) ## run the tests, with a few seconds of fuzzing
+	@MOLLIFIER_FUZZ_SECONDS="$${MOLLIFIER_FUZZ_SECONDS:-5}" $(BIN)/pytest -n 2 -m 'fuzz or not fuzz' $(ARGS)
 
-check: $(STAMP) ## lint, formatting, types, layers
+check: $(STAMP) ## lint, formatting, types, import layers
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/pyright
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
-fuzz: $(STAMP) ## fuzz for MOLLIFIER_FUZZ_SECONDS, from MOLLIFIER_FUZZ_SEED where given
-	@$(BIN)/pytest -m fuzz --timeout 0 $(ARGS)
+fuzz: $(STAMP) ## fuzz for MOLLIFIER_FUZZ_SECONDS (300), from MOLLIFIER_FUZZ_SEED if given
+	@MOLLIFIER_FUZZ_SECONDS="$${MOLLIFIER_FUZZ_SECONDS:-300}" $(BIN)/pytest -m fuzz --timeout 0 $(ARGS)
 
 bench: $(STAMP) ## measure: runs what is in benchmarks/
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## remove the environment, caches, builds and the data of `make dev`
+clean: ## remove the environment, the caches and the data of `make dev`
 	@rm -rf .venv .venv.lock .mollifier build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache .schemathesis
-	@find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: ## pin the newest versions that work together in requirements/
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later found. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(need_python)
 	@"$(PYTHON)" scripts/lock.py
 
 $(STAMP): pyproject.toml requirements/dev.txt scripts/bootstrap.py
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later found. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(need_python)
 	@"$(PYTHON)" scripts/bootstrap.py
 
+# A checkout that was moved, or whose Python is gone, has its environment made anew.
+ifneq ($(shell test -x $(BIN)/python && cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): anew
+endif
 anew:

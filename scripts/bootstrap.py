@@ -1,8 +1,8 @@
 """Bring the project's one virtual environment, `.venv`, up to date with `pyproject.toml` and the pins.
 
-Run by the Makefile, which finds a Python from 3.11 on. The stamp `.venv/.stamp` is taken away before anything changes and put back last, so an
-interrupted install never looks finished; a file lock lets several `make`s start at once. The stamp holds the checkout's
-path, since the programs of a virtual environment stop working when it is moved.
+Run by the Makefile, which finds a Python from 3.11 on. The stamp `.venv/.stamp` is taken away before anything changes and
+put back last, so an interrupted install never looks finished; a file lock lets several `make`s start at once. The stamp
+holds the checkout's path, since the programs of a virtual environment stop working when it is moved.
 """
 
 import fcntl
@@ -21,6 +21,8 @@ STAMP = VENV / ".stamp"
 PINS = ROOT / "requirements" / "dev.txt"
 INPUTS = (ROOT / "pyproject.toml", PINS, Path(__file__).resolve())
 OUTPUT_LINES_MAX = 30
+# Variables of somebody's shell that would send packages elsewhere than .venv.
+MISLEADING = {"PIP_PREFIX", "PIP_TARGET", "PIP_USER", "PYTHONHOME", "PYTHONPATH"}
 
 
 class BootstrapError(Exception):
@@ -45,7 +47,7 @@ def stamp_holds() -> bool:
 
 def run(*command: str | Path) -> None:
     """Run a command, showing its output only when it fails."""
-    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "PYTHONPATH"}}
+    environment = {name: value for name, value in os.environ.items() if name not in MISLEADING}
     done = subprocess.run(
         command,
         check=False,
@@ -99,17 +101,26 @@ def create() -> None:
 
 
 def bring_up_to_date() -> None:
-    """Install the pinned packages and the project itself, editable."""
+    """Install the pinned packages and the project itself, editable.
+
+    An environment without a stamp was interrupted in the middle of something, so it is not built upon. One whose install failed in an
+    orderly way keeps a stamp, which is nobody's path.
+    """
     started = time.time()
+    sound = STAMP.exists() and usable()
     STAMP.unlink(missing_ok=True)
-    if usable():
+    if sound:
         say("Bringing .venv up to date ...")
     else:
         say("Making .venv and installing what the project needs; the first time this takes about a minute ...")
         create()
-    pip("install", "--requirement", PINS)
-    pip("install", "--constraint", PINS, "--no-build-isolation", "--editable", ".[dev]")
-    pip("check")
+    try:
+        pip("install", "--requirement", PINS)
+        pip("install", "--constraint", PINS, "--no-build-isolation", "--editable", ".[dev]")
+        pip("check")
+    except BootstrapError:
+        STAMP.write_text("failed")
+        raise
     STAMP.write_text(str(ROOT))
     os.utime(STAMP, (started, started))
     say(f".venv is ready ({time.time() - started:.0f} s).")

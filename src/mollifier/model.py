@@ -6,7 +6,7 @@ Read them in the order in which data flows: an `Environment` sends a `TriggerReq
 
 An entry's states. Only the scripts in `lua/` move an entry from one to another:
 
-    accept ──> QUEUED ──pop──> DRAINING ──ack──> MATERIALISED (held entries only, for a short grace; audit copies vanish)
+    accept ──> QUEUED ──pop──> DRAINING ──ack──> MATERIALISED (for a short grace)
                  ^                │  │
                  └──── requeue ───┘  └──fail──> FAILED
                  └──── reclaim (its lease ran out)
@@ -221,6 +221,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     `sequence` orders the entries of an environment; `accepted_at_ms` and `not_before_ms` are the server's clock, milliseconds since
     the epoch. `lease` is the fencing token of the pop that holds it: only its holder may settle the entry.
+    `idempotency` is the digest of the key that is bound to it.
     """
 
     run_id: str
@@ -230,11 +231,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     state: EntryState
     sequence: int
     attempts: int
+    reclaims: int = 0
     accepted_at_ms: int
     payload: bytes
     lease: int = 0
     dwell_ms: int = 0
     not_before_ms: int | None = None
+    idempotency: str | None = None
     error: str | None = None
 
 

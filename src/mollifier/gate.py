@@ -1,0 +1,89 @@
+"""2. The gate: decides `pass_through`, `shadow_log` or `mollify` for one trigger.
+
+The cascade, in order: switched off, caller that needs a synchronous answer, organization not enrolled and nobody watching, no
+burst, and only then the two actions. Every collaborator's failure fails open: a resolver that raises counts as flag off, an
+evaluator that raises or misses its deadline as no burst. The gate itself never raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mollifier.deadline import within
+from mollifier.model import Action, Decision, GateInputs, Verdict
+from mollifier.trip import Evaluator
+
+REASON = "per_env_rate"
+_QUIET = Verdict(tripped=False, count=0)
+_PASS = Decision(action=Action.PASS_THROUGH)
+
+
+class Recorder(Protocol):
+    """Where decisions and failures are counted. It is called on the trigger path and must not raise."""
+
+    def decided(self, inputs: GateInputs, decision: Decision) -> None:
+        """Count one decision."""
+        ...
+
+    def failed_open(self, part: str, error: BaseException) -> None:
+        """Count and log one failure of the gate's `part`."""
+        ...
+
+
+class Gate:
+    """Asks its collaborators in order; all of them are injected.
+
+    `enabled`, `shadow_mode` and `deadline_ms` are read at each decision. A missing evaluator (no buffer) counts as no burst.
+    """
+
+    def __init__(
+        self,
+        *,
+        enabled: Callable[[], bool],
+        shadow_mode: Callable[[], bool],
+        flag: Callable[[GateInputs], bool],
+        evaluator: Evaluator | None,
+        recorder: Recorder,
+        deadline_ms: Callable[[], float] = lambda: 25,
+    ) -> None:
+        self._enabled = enabled
+        self._shadow_mode = shadow_mode
+        self._flag = flag
+        self._evaluator = evaluator
+        self._recorder = recorder
+        self._deadline_ms = deadline_ms
+
+    async def decide(self, inputs: GateInputs) -> Decision:
+        """Decide one trigger. Off, it touches nothing and records nothing; otherwise every decision is recorded once."""
+        if not self._enabled():
+            return _PASS
+        decision = await self._cascade(inputs)
+        self._recorder.decided(inputs, decision)
+        return decision
+
+    async def _cascade(self, inputs: GateInputs) -> Decision:
+        enrolled = self._is_enrolled(inputs)
+        if inputs.bypasses or not (enrolled or self._shadow_mode()):
+            return Decision(action=Action.PASS_THROUGH, enrolled=enrolled)
+        verdict = await self._evaluate(inputs)
+        if not verdict.tripped:
+            return Decision(action=Action.PASS_THROUGH, enrolled=enrolled, count=verdict.count)
+        action = Action.MOLLIFY if enrolled else Action.SHADOW_LOG
+        return Decision(action=action, reason=REASON, enrolled=enrolled, count=verdict.count)
+
+    def _is_enrolled(self, inputs: GateInputs) -> bool:
+        try:
+            return self._flag(inputs)
+        except Exception as error:  # noqa: BLE001 - the gate fails open whatever a collaborator raises
+            self._recorder.failed_open("flag", error)
+            return False
+
+    async def _evaluate(self, inputs: GateInputs) -> Verdict:
+        if self._evaluator is None:
+            return _QUIET
+        try:
+            return await within(self._deadline_ms(), self._evaluator.evaluate(inputs))
+        except Exception as error:  # noqa: BLE001 - the gate fails open whatever a collaborator raises
+            self._recorder.failed_open("evaluator", error)
+            return _QUIET

@@ -1,0 +1,110 @@
+"""Every key that Mollifier has on the buffer's server: its name, type, lifetime and slot. Nothing else spells a key.
+
+An organization belongs to one partition, a stable hash of its id. All keys of a partition carry its hash tag, so that a script
+touches one slot, on one server and on a Cluster alike. A key has at most one variable part and that part stands last, so that
+no two names alias, whatever the ids contain; customers' text (task ids, idempotency keys) enters only as a digest.
+
+| key                           | type       | holds                                     | lives                                    |
+|-------------------------------|------------|-------------------------------------------|------------------------------------------|
+| `mollifier:partitions`        | string     | how many partitions there are             | for ever: fixed at the first boot        |
+| `mollifier:{p07}:seq`         | string     | counter of sequences and leases           | for ever: one number per partition       |
+| `mollifier:{p07}:orgs`        | sorted set | organizations by their earliest due time  | while something is queued or waiting     |
+| `mollifier:{p07}:envs:O`      | sorted set | environments of O by earliest due time    | while something is queued or waiting     |
+| `mollifier:{p07}:queue:E`     | sorted set | queued runs of E by sequence              | while something is queued                |
+| `mollifier:{p07}:waiting:E`   | sorted set | `sequence:run` of E by not-before time    | while something waits                    |
+| `mollifier:{p07}:draining`    | sorted set | leased runs by the end of their lease     | while something is leased                |
+| `mollifier:{p07}:failed`      | sorted set | failed runs by the time they failed       | while something failed is kept           |
+| `mollifier:{p07}:entry:R`     | hash       | the entry of run R                        | audit: its TTL; held: until settled      |
+| `mollifier:{p07}:idempotency:D` | string   | the run that a key (by digest) is bound to | as its entry                            |
+| `mollifier:{p07}:rate:E`      | hash       | triggers of E per time bucket             | one window after the last trigger        |
+| `mollifier:{p07}:tripped:E`   | string     | exists while E is held                    | `hold_ms` after the last overage         |
+
+A key that names only audit copies expires with the last of them; one that names a held entry does not expire while it does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+
+import msgspec
+
+ROOT = "mollifier"
+PARTITIONS = f"{ROOT}:partitions"
+
+
+class PartitionKeys(msgspec.Struct, frozen=True):
+    """The keys of one partition."""
+
+    number: int
+
+    def _key(self, noun: str) -> str:
+        return f"{ROOT}:{{p{self.number:02d}}}:{noun}"
+
+    @property
+    def seq(self) -> str:
+        """Counter."""
+        return self._key("seq")
+
+    @property
+    def orgs(self) -> str:
+        """Ready index, upper level."""
+        return self._key("orgs")
+
+    @property
+    def draining(self) -> str:
+        """Leased runs."""
+        return self._key("draining")
+
+    @property
+    def failed(self) -> str:
+        """Failed runs."""
+        return self._key("failed")
+
+    def envs(self, org_id: str) -> str:
+        """Ready index, lower level."""
+        return self._key(f"envs:{org_id}")
+
+    def queue(self, env_id: str) -> str:
+        """Queued runs of an environment."""
+        return self._key(f"queue:{env_id}")
+
+    def waiting(self, env_id: str) -> str:
+        """Runs of an environment that wait for their not-before time."""
+        return self._key(f"waiting:{env_id}")
+
+    def entry(self, run_id: str) -> str:
+        """One entry."""
+        return self._key(f"entry:{run_id}")
+
+    def idempotency(self, digest: str) -> str:
+        """One idempotency binding."""
+        return self._key(f"idempotency:{digest}")
+
+    def rate(self, env_id: str) -> str:
+        """The trip evaluator's counts."""
+        return self._key(f"rate:{env_id}")
+
+    def tripped(self, env_id: str) -> str:
+        """The trip evaluator's hold."""
+        return self._key(f"tripped:{env_id}")
+
+
+class Keyspace:
+    """Finds the partition of an organization among `partitions`, a number that never changes for the life of a buffer."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = tuple(PartitionKeys(number) for number in range(partitions))
+
+    def of(self, org_id: str) -> PartitionKeys:
+        """Return the keys of the partition the organization belongs to (CRC-32 of its id: stable everywhere, cheap)."""
+        return self.partitions[zlib.crc32(org_id.encode()) % len(self.partitions)]
+
+
+def idempotency_digest(env_id: str, task_id: str, key: str) -> str:
+    """Name an idempotency key without its text: SHA-256 over the length-prefixed parts, so that no two triples alias."""
+    digest = hashlib.sha256()
+    for part in (env_id, task_id, key):
+        data = part.encode()
+        digest.update(len(data).to_bytes(4, "big") + data)
+    return digest.hexdigest()[:40]

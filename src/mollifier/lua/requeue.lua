@@ -1,0 +1,37 @@
+-- Put a leased entry back: to its place in the queue, or to wait outside it until its not-before moment.
+--
+-- @include index
+-- @include clock
+-- @include lease
+-- KEYS  1 entry     hash: the entry
+--       2 queue     sorted set: the environment's queued runs by sequence
+--       3 waiting   sorted set: '<sequence>:<run_id>' by not-before moment
+--       4 envs      sorted set: the organization's environments by due moment
+--       5 orgs      sorted set: the partition's organizations by due moment
+--       6 draining  sorted set: the partition's leased runs by the moment their lease ends
+-- ARGV  1 run_id
+--       2 env_id
+--       3 org_id
+--       4 lease
+--       5 not_before_ms  0 for at once
+--       6 attempts       how many this handling counts for: 1, or 0 when the entry is not to blame
+-- Returns 'held' (requeued) | 'missing' | 'stale' (nothing changed)
+local verdict = holds(KEYS[1], ARGV[4])
+if verdict ~= 'stale' then redis.call('ZREM', KEYS[6], ARGV[1]) end
+if verdict ~= 'held' then return verdict end
+
+local lifetime = redis.call('PTTL', KEYS[1])
+local ttl = lifetime > 0 and lifetime or 0
+local sequence = redis.call('HGET', KEYS[1], 'seq')
+redis.call('HSET', KEYS[1], 'state', 'QUEUED')
+redis.call('HDEL', KEYS[1], 'lease')
+if ARGV[6] ~= '0' then redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[6]) end
+if ARGV[5] == '0' then
+  add(KEYS[2], sequence, ARGV[1], ttl)
+  mark_ready(KEYS[4], KEYS[5], ARGV[2], ARGV[3], now_ms(), ttl)
+else
+  redis.call('HSET', KEYS[1], 'not_before_ms', ARGV[5])
+  add(KEYS[3], ARGV[5], sequence .. ':' .. ARGV[1], ttl)
+  mark_ready(KEYS[4], KEYS[5], ARGV[2], ARGV[3], ARGV[5], ttl)
+end
+return verdict

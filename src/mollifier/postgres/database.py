@@ -1,0 +1,148 @@
+"""The connection to Postgres: one pool per process, and the one place that knows what "cannot be reached" looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self
+
+import psycopg
+from psycopg import errors as pg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqlalchemy import event, exc, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, SettingsError
+from mollifier.settings import variable
+
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_MS = 30_000
+DEADLINE_S = 15.0
+
+# The server is there and says that it cannot serve now: shutting down, starting, full, read-only after a failover.
+_REFUSALS = (
+    pg.ReadOnlySqlTransaction,
+    pg.InsufficientResources,
+    pg.OperatorIntervention,
+    pg.ObjectNotInPrerequisiteState,
+)
+
+
+class Database:
+    """A pool of connections to one database.
+
+    Every failure to reach it comes out of `statement` and `transaction` as EngineUnavailableError, text or numbers that it
+    cannot hold as InvalidRequestError; other exceptions pass through. `deadline_s` bounds each use, so that a server which
+    hangs is one that cannot be reached.
+    """
+
+    def __init__(
+        self, database_url: str, *, pool_size: int = 10, max_overflow: int = 10, deadline_s: float = DEADLINE_S
+    ) -> None:
+        self.conninfo = conninfo(database_url)
+        self._deadline_s = deadline_s
+        self._engine = create_async_engine(
+            "postgresql+psycopg://",
+            async_creator=lambda: psycopg.AsyncConnection.connect(self.conninfo),
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            pool_timeout=deadline_s,
+        )
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        event.listen(self._engine.sync_engine, "checkout", _refuse_dead_connection)
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncGenerator[AsyncConnection]:
+        """Lend a connection for single statements, each of which commits by itself: one round trip each."""
+        async with self._lend(self._autocommit.connect) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
+        """Lend a connection for one transaction: it commits at the end, or rolls back when an exception leaves the block."""
+        async with self._lend(self._engine.begin) as connection:
+            yield connection
+
+    async def ping(self) -> None:
+        """Ask the server for a sign of life."""
+        async with self.statement() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close the pool."""
+        await self._engine.dispose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def _lend(self, source: Callable[[], Any]) -> AsyncGenerator[AsyncConnection]:
+        with translated():
+            async with asyncio.timeout(self._deadline_s), source() as connection:
+                yield connection
+
+
+def conninfo(database_url: str) -> str:
+    """Return the URL as libpq reads it, with our timeouts where it has none of its own.
+
+    libpq reads every form of URL: unix sockets (`postgresql://user@/db?host=/folder`), several hosts, TLS parameters.
+    Raises SettingsError, naming `MOLLIFIER_DATABASE_URL`, for one it cannot read.
+    """
+    try:
+        given = conninfo_to_dict(database_url)
+    except psycopg.Error as error:
+        raise SettingsError(variable("database_url"), f"is no database URL: {str(error).strip()}") from error
+    options = f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS} {given.get('options') or ''}".strip()
+    ours = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "mollifier", "tcp_user_timeout": 10_000}
+    return make_conninfo(**{**ours, **given, "options": options})
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    """Turn what drivers raise when the server cannot be reached into EngineUnavailableError, data it cannot hold into a 4xx."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        raise _translation(error.orig, invalidated=error.connection_invalidated) or error from error
+    except (psycopg.Error, OSError, exc.TimeoutError) as error:
+        raise _translation(error) or error from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            FieldError("body", "holds half of a surrogate pair, which is no character")
+        ) from error
+
+
+def _translation(error: BaseException | None, *, invalidated: bool = False) -> Exception | None:
+    match error:
+        case pg.UndefinedTable() | pg.UndefinedColumn() | pg.UndefinedFunction() | pg.InvalidCatalogName():
+            return EngineUnavailableError(
+                f"the database is not up to date, run `mollifier migrate`: {_first_line(error)}"
+            )
+        case psycopg.DataError():
+            return InvalidRequestError(FieldError("body", f"holds a value that cannot be stored: {_first_line(error)}"))
+        case psycopg.OperationalError() | psycopg.InterfaceError() | OSError() | exc.TimeoutError():
+            return EngineUnavailableError(f"the database cannot be reached: {_first_line(error)}")
+        case _ if invalidated or isinstance(error, _REFUSALS):
+            return EngineUnavailableError(f"the database cannot serve: {_first_line(error)}")
+        case _:
+            return None
+
+
+def _first_line(error: BaseException | None) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _refuse_dead_connection(connection: Any, _record: object, _proxy: object) -> None:
+    """Have the pool replace connections whose server went away while they were idle, without asking it over the network.
+
+    An idle connection has nothing to read; one that does has been told of the server's end, or sees it.
+    """
+    poll = select.poll()
+    poll.register(connection.driver_connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        raise exc.InvalidatePoolError

@@ -1,0 +1,251 @@
+"""The scripts in `lua/`, one typed function each, and how they are run.
+
+A function here builds a `Call`: which script, on which keys, with which arguments, and how to read the reply. Its keyword names
+are the names in the script's header. `Scripts` runs one call, or many in one round trip, by hash; a server that does not know a
+script (restarted, or SCRIPT FLUSH) is sent the source of that one in the retry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from mollifier.errors import BufferUnavailableError
+from mollifier.model import EntryKind, Verdict
+
+T = TypeVar("T")
+Argument = str | bytes | int
+Settlement = Literal["held", "missing", "stale"]
+AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key"], str, int]
+
+_INCLUDE = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
+
+
+class Script(msgspec.Struct, frozen=True):
+    """One script: its source with what it includes, and the hash by which the server knows it."""
+
+    name: str
+    source: str
+    sha: str
+
+
+class Call(msgspec.Struct, Generic[T], frozen=True):
+    """One script call, not yet run. `parse` turns the server's reply into the function's result."""
+
+    script: Script
+    keys: tuple[str, ...]
+    args: tuple[Argument, ...]
+    parse: Callable[[Any], T]
+
+
+class PoppedFields(msgspec.Struct, frozen=True):
+    """What a pop took: entries as the hashes they are, runs whose entry does not read as one, and references dropped."""
+
+    now_ms: int
+    taken: tuple[tuple[str, Mapping[str, bytes]], ...]
+    malformed: tuple[str, ...]
+    dropped: int
+
+
+@cache
+def load(name: str) -> Script:
+    """Read `lua/<name>.lua` and put the files it includes before it."""
+    folder = resources.files("mollifier") / "lua"
+    body = (folder / f"{name}.lua").read_text("utf-8")
+    parts = [(folder / "lib" / f"{lib}.lua").read_text("utf-8") for lib in _INCLUDE.findall(body)]
+    source = "\n".join([*parts, body])
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+class Scripts:
+    """Runs calls against one server. Every failure to get a reply is a BufferUnavailableError."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def run(self, call: Call[T]) -> T:
+        """Run one call: one round trip, two when the server does not know the script."""
+        script, parameters = call.script, (*call.keys, *call.args)
+        try:
+            try:
+                reply = await self._redis.execute_command("EVALSHA", script.sha, len(call.keys), *parameters)
+            except NoScriptError:
+                reply = await self._redis.execute_command("EVAL", script.source, len(call.keys), *parameters)
+        except (RedisError, OSError) as error:
+            raise BufferUnavailableError(f"{script.name}: {error}") from error
+        return call.parse(reply)
+
+    async def run_many(self, calls: Sequence[Call[T]]) -> list[T | BufferUnavailableError]:
+        """Run many calls in one round trip; a call that fails answers its own error and harms no other.
+
+        Raises BufferUnavailableError when the server gave no replies at all.
+        """
+        if not calls:
+            return []
+        replies = await self._pipeline([("EVALSHA", call.script.sha, call) for call in calls])
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            again = await self._pipeline([("EVAL", calls[index].script.source, calls[index]) for index in unknown])
+            for index, reply in zip(unknown, again, strict=True):
+                replies[index] = reply
+        return [self._read(call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+    async def _pipeline(self, commands: Iterable[tuple[str, str, Call[Any]]]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for verb, script, call in commands:
+            pipeline.execute_command(verb, script, len(call.keys), *call.keys, *call.args)
+        try:
+            return await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            raise BufferUnavailableError(str(error)) from error
+
+    @staticmethod
+    def _read(call: Call[T], reply: Any) -> T | BufferUnavailableError:
+        if isinstance(reply, ResponseError | RedisError):
+            return BufferUnavailableError(f"{call.script.name}: {reply}")
+        return call.parse(reply)
+
+
+# --- one function per script ---------------------------------------------------------------------------------------
+
+
+def trip(*, rate: str, tripped: str, bucket_us: int, buckets: int, threshold: int, hold_ms: int) -> Call[Verdict]:
+    """Count one trigger; see `lua/trip.lua`."""
+    return Call(load("trip"), (rate, tripped), (bucket_us, buckets, threshold, hold_ms), _verdict)
+
+
+def accept(  # noqa: PLR0913 - the names of the script's header
+    *,
+    entry: str,
+    queue: str,
+    envs: str,
+    orgs: str,
+    seq: str,
+    idempotency: str | None,
+    run_id: str,
+    env_id: str,
+    org_id: str,
+    kind: EntryKind,
+    payload: bytes,
+    ttl_ms: int,
+    digest: str,
+) -> Call[AcceptReply]:
+    """Store one entry; see `lua/accept.lua`."""
+    keys = (entry, queue, envs, orgs, seq, *_given(idempotency))
+    return Call(load("accept"), keys, (run_id, env_id, org_id, kind.value, payload, ttl_ms, digest), _accepted)
+
+
+def peek(*, queue: str, waiting: str, limit: int) -> Call[tuple[str, ...]]:
+    """Name the oldest queued runs; see `lua/peek.lua`."""
+    return Call(load("peek"), (queue, waiting), (limit,), _texts)
+
+
+def pop(  # noqa: PLR0913 - the names of the script's header
+    *,
+    queue: str,
+    waiting: str,
+    envs: str,
+    orgs: str,
+    draining: str,
+    failed: str,
+    seq: str,
+    entry: Sequence[str],
+    env_id: str,
+    org_id: str,
+    lease_ms: int,
+    take: int,
+    run_id: Sequence[str],
+) -> Call[PoppedFields]:
+    """Take the oldest entries under a lease; see `lua/pop.lua`."""
+    keys = (queue, waiting, envs, orgs, draining, failed, seq, *entry)
+    return Call(load("pop"), keys, (env_id, org_id, lease_ms, take, *run_id), _popped)
+
+
+def ack(*, entry: str, draining: str, idempotency: str | None, run_id: str, lease: int, grace_ms: int) -> Call[Settlement]:
+    """Settle an entry whose run exists; see `lua/ack.lua`."""
+    return Call(load("ack"), (entry, draining, *_given(idempotency)), (run_id, lease, grace_ms), _settlement)
+
+
+def requeue(  # noqa: PLR0913 - the names of the script's header
+    *,
+    entry: str,
+    queue: str,
+    waiting: str,
+    envs: str,
+    orgs: str,
+    draining: str,
+    run_id: str,
+    env_id: str,
+    org_id: str,
+    lease: int,
+    not_before_ms: int,
+    attempts: int,
+) -> Call[Settlement]:
+    """Put a leased entry back; see `lua/requeue.lua`."""
+    keys = (entry, queue, waiting, envs, orgs, draining)
+    return Call(load("requeue"), keys, (run_id, env_id, org_id, lease, not_before_ms, attempts), _settlement)
+
+
+def fail(
+    *, entry: str, draining: str, failed: str, idempotency: str | None, run_id: str, lease: int, error: str
+) -> Call[Settlement]:
+    """Give an entry up; see `lua/fail.lua`."""
+    return Call(load("fail"), (entry, draining, failed, *_given(idempotency)), (run_id, lease, error), _settlement)
+
+
+def extend(*, entry: str, draining: str, run_id: str, lease: int, lease_ms: int) -> Call[Settlement]:
+    """Push the end of a lease; see `lua/extend.lua`."""
+    return Call(load("extend"), (entry, draining), (run_id, lease, lease_ms), _settlement)
+
+
+def reclaim(
+    *, entry: str, queue: str, envs: str, orgs: str, draining: str, run_id: str, env_id: str, org_id: str
+) -> Call[Settlement]:
+    """Put back an entry whose lease ran out; see `lua/reclaim.lua`."""
+    return Call(load("reclaim"), (entry, queue, envs, orgs, draining), (run_id, env_id, org_id), _settlement)
+
+
+# --- reading replies -----------------------------------------------------------------------------------------------
+
+
+def _given(key: str | None) -> tuple[str, ...]:
+    return () if key is None else (key,)
+
+
+def _verdict(reply: Any) -> Verdict:
+    return Verdict(tripped=bool(reply[0]), count=int(reply[1]))
+
+
+def _accepted(reply: Any) -> AcceptReply:
+    return reply[0].decode(), reply[1].decode(), int(reply[2])
+
+
+def _settlement(reply: Any) -> Settlement:
+    return reply.decode()
+
+
+def _texts(reply: Any) -> tuple[str, ...]:
+    return tuple(item.decode() for item in reply)
+
+
+def _popped(reply: Any) -> PoppedFields:
+    now_ms, taken, malformed, dropped = reply
+    return PoppedFields(
+        now_ms=int(now_ms),
+        taken=tuple((run_id.decode(), as_fields(fields)) for run_id, *fields in taken),
+        malformed=_texts(malformed),
+        dropped=int(dropped),
+    )
+
+
+def as_fields(flat: Sequence[bytes]) -> Mapping[str, bytes]:
+    """Pair up a flat hash reply: name, value, name, value."""
+    return {flat[i].decode("utf-8", "replace"): flat[i + 1] for i in range(0, len(flat), 2)}

@@ -1,0 +1,119 @@
+"""What an operator can see: decisions counted, failures counted, the structured events, and spans.
+
+Only the OpenTelemetry API and standard `logging` are used here; exporters and the JSON rendering belong to the server. Labels are
+bounded: never an environment id, and an organization id only where the organization's flag is on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from mollifier.model import Decision, Entry, GateInputs, Snapshot
+
+EVENTS_LOGGER = "mollifier.events"
+_events = logging.getLogger(EVENTS_LOGGER)
+_log = logging.getLogger("mollifier")
+_propagator = TraceContextTextMapPropagator()
+
+
+class Telemetry:
+    """The one recorder of the flow: counters, events and the tracer. Nothing here raises or waits."""
+
+    def __init__(
+        self,
+        meter_provider: metrics.MeterProvider | None = None,
+        tracer_provider: trace.TracerProvider | None = None,
+    ) -> None:
+        meter = (meter_provider or metrics.get_meter_provider()).get_meter("mollifier")
+        self.tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer("mollifier")
+        self._decisions = meter.create_counter("mollifier.decisions", description="What the gate decided")
+        self._failures = meter.create_counter("mollifier.failed_open", description="Failures of the gate and the buffer that a trigger survived")
+        self._drained = meter.create_counter("mollifier.drain.entries", description="Entries settled by the drainer, by outcome")
+        self._dwell = meter.create_histogram("mollifier.drain.dwell", unit="ms", description="How long entries were in the buffer")
+        self._tick_failures = meter.create_counter("mollifier.drain.faults", description="Faults that cost the drainer a tick, by operation")
+
+    def decided(self, inputs: GateInputs, decision: Decision) -> None:
+        """Count one decision of the gate."""
+        labels = {"outcome": decision.action.value, "enrolled": str(decision.enrolled).lower()}
+        if decision.reason is not None:
+            labels["reason"] = decision.reason
+        if decision.enrolled:
+            labels["org_id"] = inputs.org_id
+        self._decisions.add(1, labels)
+
+    def failed_open(self, part: str, error: BaseException) -> None:
+        """Count and log a failure that the trigger path survived; `part` is flag, evaluator or buffer."""
+        self._failures.add(1, {"part": part})
+        _log.warning("mollifier.failed_open", extra={"fields": {"part": part, "error": describe(error)}})
+
+    def would_mollify(self, snapshot: Snapshot, payload: bytes) -> None:
+        """Say that this trigger would have been held; it was not, for the organization is only watched."""
+        event("mollifier.would_mollify", **_identity(snapshot), **_payload(payload))
+
+    def buffered(self, snapshot: Snapshot, payload: bytes) -> None:
+        """Say that this trigger's snapshot is in the buffer."""
+        event("mollifier.buffered", **_identity(snapshot), **_payload(payload))
+
+    def drained(self, snapshot: Snapshot, entry: Entry) -> None:
+        """Say that this entry came out of the buffer and was settled; `attempts` counts this one."""
+        event(
+            "mollifier.drained",
+            **_identity(snapshot),
+            **_payload(entry.payload),
+            dwell_ms=entry.dwell_ms,
+            attempts=entry.attempts + 1,
+        )
+
+    def settled(self, outcome: str, dwell_ms: int) -> None:
+        """Count one entry settled by the drainer; `outcome` is acked, requeued, failed, malformed, orphaned, reclaimed or stale."""
+        self._drained.add(1, {"outcome": outcome})
+        if outcome == "acked":
+            self._dwell.record(dwell_ms)
+
+    def faulted(self, operation: str, error: BaseException) -> None:
+        """Count and log a fault the drainer survived; `operation` is list, pop, handle, ack, requeue, fail, extend or reclaim."""
+        self._tick_failures.add(1, {"operation": operation})
+        _log.warning("mollifier.drain_fault", extra={"fields": {"operation": operation, "error": describe(error)}})
+
+    def span(self, name: str, attributes: Mapping[str, Any] | None = None, traceparent: str | None = None) -> Any:
+        """Open a span as a context manager: in the given caller's trace, else in the current one."""
+        context = _propagator.extract({"traceparent": traceparent}) if traceparent else otel_context.get_current()
+        return self.tracer.start_as_current_span(name, context=context, attributes=attributes)
+
+
+def event(name: str, **fields: Any) -> None:
+    """Emit one structured event: a log record of `mollifier.events` whose message is the event's name."""
+    _events.info(name, extra={"fields": fields})
+
+
+def sha256(payload: bytes) -> str:
+    """Return the hash by which the audit compares what went into the buffer with what came out."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def describe(error: BaseException) -> str:
+    """Return the error in one line, for logs and for entries that are given up."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:500]
+
+
+Emit = Callable[[], None]
+
+
+def _identity(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "run_id": snapshot.run_id,
+        "env_id": snapshot.env_id,
+        "org_id": snapshot.org_id,
+        "task_id": snapshot.task_id,
+    }
+
+
+def _payload(payload: bytes) -> dict[str, Any]:
+    return {"payload_bytes": len(payload), "payload_sha256": sha256(payload)}

@@ -146,7 +146,9 @@ class Server:
                 pass_fds=(self._lock, lives),
                 start_new_session=True,
                 preexec_fn=dies_with_guard(self._stop_signal),  # noqa: PLW1509 - the guard has one thread only.
-                **({} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": []}),
+                user=None if user is None else user.uid,
+                group=None if user is None else user.gid,
+                extra_groups=None if user is None else [],
             )
         os.close(lives)
 
@@ -177,16 +179,28 @@ class Server:
             yield
 
     def _signal(self, number: signal.Signals) -> None:
-        # The whole group when by force; a server tells its children itself when asked to stop.
-        if self.process is not None:
+        """Signal the server; SIGKILL goes to its children as well, which it could no longer tell."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        children = list(children_of(self.process.pid)) if number == signal.SIGKILL else []
+        for pid in (self.process.pid, *children):
             with contextlib.suppress(ProcessLookupError):
-                (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
+                os.kill(pid, number)
 
     def failure(self, what: str) -> Failed:
         with contextlib.suppress(OSError), self._log.open("rb") as log:
             log.seek(max(self._log_start, self._log.stat().st_size - LOG_TAIL_BYTES))
             return Failed(f"{self.name} {what}. The end of its log:\n{log.read().decode(errors='replace').strip()}")
         return Failed(f"{self.name} {what}.")
+
+
+def children_of(pid: int) -> Iterator[int]:
+    """Yield the ids of a process's children (Linux; elsewhere they end by themselves when they notice that it is gone)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = stat.read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid:
+                yield int(stat.parent.name)
 
 
 def dies_with_guard(number: signal.Signals) -> Callable[[], object] | None:
@@ -206,26 +220,25 @@ class Folders:
     refuses to run as root, to the data folder's owner or else to `nobody`. No folder outside of these is changed.
     """
 
-    def __init__(self, order: Order, parent: Parent) -> None:
-        self.temporary: list[Path] = []
+    def __init__(self, data: str | None) -> None:
+        self._temporary: list[Path] = []
+        self._passing: list[Path] = []
+        self.user = unprivileged(None)
+        self.data = self._make_temporary() if data is None else Path(data).absolute()
         self.lock = -1
-        if order.data is None:
-            self.user = unprivileged(None)
-            self.data = self._temporary()
-            self.lock = os.open(self.data, os.O_RDONLY | os.O_DIRECTORY)
-        else:
-            self.data = Path(order.data)
-            self._claim(parent, order.claim_s)
-            self.user = unprivileged(self.data)
-            self._check(fresh=order.fresh)
-        owner = self.data.stat()
-        self.valkey_user = self.user if owner.st_uid else None
+
+    def open(self, order: Order, parent: Parent) -> None:
+        """Lock the data folder, find a place for the sockets, and clear what an earlier guard could not remove."""
+        self._claim(parent, order.claim_s)
+        self.user = unprivileged(self.data)
+        self.valkey_user = self.user if self.data.stat().st_uid else None
+        self._check(fresh=order.fresh)
         fits = suits_sockets(self.data) and can(self.user, self.data, os.X_OK)
-        self.scratch = self.data if fits else self._temporary()
-        self.run = self.scratch / "run"
-        self.programs = self.scratch / "programs"
-        (self.data / MARKER).write_text(json.dumps({"layout": 1, "guard_pid": os.getpid()}))
+        scratch = self.data if fits else self._make_temporary()
+        self.run, self.programs = scratch / "run", scratch / "programs"
+        self._passing = [self.run, self.programs]
         self._remove_passing()
+        write_marker(self.data / MARKER, {"layout": 1, "guard_pid": os.getpid()})
         self.own(self.run, self.user)
 
     def own(self, folder: Path, user: User | None) -> Path:
@@ -244,22 +257,24 @@ class Folders:
 
     def remove(self) -> None:
         self._remove_passing()
-        for folder in self.temporary:
+        for folder in self._temporary:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_passing(self) -> None:
-        for folder in (self.run, self.programs):
+        for folder in self._passing:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _temporary(self) -> Path:
+    def _make_temporary(self) -> Path:
         for root in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp makes a private folder in it.
             if suits_sockets(Path(root) / "mollifier-12345678") and can(self.user, Path(root), os.X_OK):
                 folder = Path(tempfile.mkdtemp(prefix="mollifier-", dir=root))
-                self.temporary.append(folder)
+                self._temporary.append(folder)
                 if self.user is not None:
                     folder.chmod(0o711)
                 return folder
-        raise Failed("No folder for temporary files is short enough for a socket and open to the servers' user: set TMPDIR to one.")
+        raise Failed(
+            "No temporary folder has a path short enough for a socket and open to the servers' user: set TMPDIR."
+        )
 
     def _claim(self, parent: Parent, seconds: float) -> None:
         """Lock the data folder itself: that leaves no lock file which another user could not open."""
@@ -273,7 +288,8 @@ class Folders:
             self.lock = os.open(self.data, os.O_RDONLY | os.O_DIRECTORY)
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.sameopenfile(self.lock, self.lock) and os.path.samestat(os.fstat(self.lock), self.data.stat()):
+                # Nobody has put another folder in its place meanwhile.
+                if os.path.samestat(os.fstat(self.lock), self.data.stat()):
                     return
             os.close(self.lock)
             if time.monotonic() > deadline:
@@ -300,6 +316,13 @@ class Folders:
                 shutil.rmtree(self.data / name)
 
 
+def write_marker(path: Path, content: dict[str, object]) -> None:
+    """Replace the file rather than write into it: it may be another user's."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content))
+    new.replace(path)
+
+
 def suits_sockets(folder: Path) -> bool:
     longest = f"{folder}/run/.s.PGSQL.{POSTGRES_PORT}.lock"
     return len(os.fsencode(longest)) < SOCKET_PATH_BYTES and bool(re.fullmatch(r"[\w/.+@-]+", longest, re.ASCII))
@@ -314,17 +337,18 @@ def unprivileged(data: Path | None) -> User | None:
     try:
         nobody = pwd.getpwnam("nobody")
     except KeyError:
-        raise Failed("Postgres refuses to run as root, and there is no user `nobody` to run it as: start this as another user.") from None
+        raise Failed(
+            "Postgres refuses to run as root, and there is no user `nobody`: start this as another user."
+        ) from None
     return User(nobody.pw_uid, nobody.pw_gid)
 
 
 def can(user: User | None, path: Path, mode: int) -> bool:
     """Tell whether the user may use the path, by asking the kernel as that user (modes alone do not tell of ACLs)."""
-    child = 0 if user is None else os.fork()
-    if child:
-        return os.waitpid(child, 0)[1] == 0
     if user is None:
         return os.access(path, mode)
+    if child := os.fork():
+        return os.waitpid(child, 0)[1] == 0
     try:
         os.setgroups([])
         os.setgid(user.gid)
@@ -353,7 +377,8 @@ class Guard:
         return self._start_valkey() if name == "valkey" else self._start_postgres()
 
     def _start_valkey(self) -> Steps:
-        server, folder = self.servers["valkey"], self.folders.own(self.folders.data / "valkey", self.folders.valkey_user)
+        server, user = self.servers["valkey"], self.folders.valkey_user
+        folder = self.folders.own(self.folders.data / "valkey", user)
         options = {
             "port": "0",
             "unixsocket": str(self.socket),
@@ -363,7 +388,7 @@ class Guard:
             "appendonly": "yes" if self.order.durable else "no",
         }
         command = [str(self.order.valkey), *(word for name, value in options.items() for word in (f"--{name}", value))]
-        server.spawn(command, folder, self.folders.valkey_user)
+        server.spawn(command, folder, user)
         yield from self._until(server, self._valkey_answers)
 
     def _valkey_answers(self) -> bool:
@@ -392,8 +417,8 @@ class Guard:
         }
         if not self.order.durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-        command = [str(programs / "postgres"), "-D", self._here(cluster)]
-        server.spawn([*command, *(word for item in settings.items() for word in ("-c", "=".join(item)))], cluster, folders.user)
+        words = [word for item in settings.items() for word in ("-c", "=".join(item))]
+        server.spawn([str(programs / "postgres"), "-D", self._here(cluster), *words], cluster, folders.user)
         yield from self._until(server, self._postgres_answers)
 
     def _init_cluster(self, server: Server, programs: Path) -> Steps:
@@ -422,9 +447,9 @@ class Guard:
         return link if self.folders.user is not None and Path(link).exists() else str(folder)
 
     def _postgres_answers(self) -> bool:
-        asked = ["--host", str(self.folders.run), "--port", str(POSTGRES_PORT), "--username", "mollifier", "--dbname", "postgres"]
         program = Path(str(self.order.postgres)) / "pg_isready"
-        return subprocess.run([program, "--quiet", *asked], env=ENVIRONMENT, check=False).returncode == 0
+        address = f"host={self.folders.run} port={POSTGRES_PORT} user=mollifier dbname=postgres"
+        return subprocess.run([program, "--quiet", "--dbname", address], env=ENVIRONMENT, check=False).returncode == 0
 
     def _programs(self, programs: Path) -> Path:
         """Return the folder of Postgres's programs; a copy where the servers' user cannot get at the installed ones.
@@ -439,7 +464,8 @@ class Guard:
             for library in (f"../{package.name}.libs", ".dylibs"):
                 if (package / library).is_dir():
                     shutil.copytree(package / library, copy.parent / library)
-            shutil.copytree(installed, copy, symlinks=True, ignore=shutil.ignore_patterns("*.a", "include", "pkgconfig", "pgxs"))
+            needless = shutil.ignore_patterns("*.a", "include", "pkgconfig", "pgxs")
+            shutil.copytree(installed, copy, symlinks=True, ignore=needless)
             for path in (self.folders.programs, *self.folders.programs.rglob("*")):
                 path.chmod(0o755)
         return copy / "bin"
@@ -462,24 +488,29 @@ class Guard:
     def serve(self) -> None:
         """Start everything, then do what the parent asks until it ends."""
         self.carry_out(*(self.start(name) for name in self.servers))
+        self.parent.tell(ready=self.state())
         while True:
-            self.parent.tell(ready=self.state())
-            self._obey(self.parent.next_line())
+            line = self.parent.next_line()
+            try:
+                self._obey(line)
+            except Failed as failure:
+                self.parent.tell(failed=str(failure))
+            else:
+                self.parent.tell(ready=self.state())
 
     def _obey(self, line: dict[str, Any]) -> None:
-        try:
-            match line:
-                case {"start": str(name)} if self.servers[name].gone():
+        match line:
+            case {"stop": str(name), "kill": bool(kill)}:
+                self.carry_out(self.servers[name].stop(kill=kill))
+            case {"start": str(name)}:
+                server = self.servers[name]
+                if server.finished() is not None:
+                    # It died by itself: its last processes may still be on their way out.
+                    self.carry_out(server.stop(kill=True))
+                if server.gone():
                     self.carry_out(self.start(name))
-                case {"stop": str(name), "kill": bool(kill)}:
-                    self.carry_out(self.servers[name].stop(kill=kill))
-                case {"end": True}:
-                    raise Ended
-                case _:
-                    pass
-        except Failed as failure:
-            self.parent.tell(failed=str(failure))
-            self._obey(self.parent.next_line())
+            case _:
+                raise Ended
 
     def state(self) -> dict[str, object]:
         pids = {name: server.process.pid for name, server in self.servers.items() if server.process is not None}
@@ -487,6 +518,7 @@ class Guard:
         return {"data": str(folders.data), "run": str(folders.run), "socket": str(self.socket), "pids": pids}
 
     def close(self) -> None:
+        """Stop every server, whether or not the parent still lives."""
         stopping = [server.stop() for server in self.servers.values()]
         while stopping := [steps for steps in stopping if next(steps, True) is None]:
             time.sleep(TURN_S)
@@ -497,8 +529,9 @@ def main() -> Literal[0, 1]:
     with contextlib.ExitStack() as at_end:
         try:
             order = Order(**parent.next_line())
-            folders = Folders(order, parent)
+            folders = Folders(order.data)
             at_end.callback(folders.remove)
+            folders.open(order, parent)
             os.umask(0o077)
             guard = Guard(order, parent, folders)
             at_end.callback(guard.close)

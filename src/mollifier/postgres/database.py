@@ -12,7 +12,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import event, exc, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, SettingsError
 from mollifier.settings import variable
@@ -20,6 +20,7 @@ from mollifier.settings import variable
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 30_000
 DEADLINE_S = 15.0
+POOL_SIZE = 16
 
 # The server is there and says that it cannot serve now: shutting down, starting, full, read-only after a failover.
 _REFUSALS = (
@@ -38,16 +39,15 @@ class Database:
     hangs is one that cannot be reached.
     """
 
-    def __init__(
-        self, database_url: str, *, pool_size: int = 10, max_overflow: int = 10, deadline_s: float = DEADLINE_S
-    ) -> None:
+    def __init__(self, database_url: str, *, pool_size: int = POOL_SIZE, deadline_s: float = DEADLINE_S) -> None:
         self.conninfo = conninfo(database_url)
         self._deadline_s = deadline_s
         self._engine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=lambda: psycopg.AsyncConnection.connect(self.conninfo),
             pool_size=pool_size,
-            max_overflow=max_overflow,
+            # A connection beyond the pool would be opened and closed for one use, at many times the cost of that use.
+            max_overflow=0,
             pool_timeout=deadline_s,
         )
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -99,7 +99,7 @@ def conninfo(database_url: str) -> str:
         raise SettingsError(variable("database_url"), f"is no database URL: {str(error).strip()}") from error
     options = f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS} {given.get('options') or ''}".strip()
     ours = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "mollifier", "tcp_user_timeout": 10_000}
-    return make_conninfo(**{**ours, **given, "options": options})
+    return make_conninfo("", **{**ours, **given, "options": options})
 
 
 @contextmanager

@@ -1,0 +1,190 @@
+"""The run engine that records runs in Postgres and has procrastinate's workers execute them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from psycopg import errors as pg
+from sqlalchemy import RowMapping, exc, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mollifier.engine import CreateOutcome, Existing
+from mollifier.errors import ConflictError, EngineUnavailableError, FieldError, InvalidRequestError
+from mollifier.metadata import apply
+from mollifier.model import FINAL_STATUSES, MAX_TAGS, MetadataOperation, Run, RunFilter, RunPage, RunStatus, Snapshot
+from mollifier.postgres.creation import create_rows
+from mollifier.postgres.database import Database
+from mollifier.postgres.holders import find_holders, standing
+from mollifier.postgres.listing import page_of, page_query
+from mollifier.postgres.rows import RUN_COLUMNS, expiry, row_of, run_of
+from mollifier.postgres.slots import task_slot
+from mollifier.postgres.tables import runs
+
+LOCKOUTS_MAX = 5
+T = TypeVar("T")
+
+
+def utc_now() -> datetime:
+    """Return this process's clock."""
+    return datetime.now(UTC)
+
+
+class PostgresRunEngine:
+    """Implements `RunEngine`; see there for what each operation promises.
+
+    `clock` says what is due and what has expired, and stamps changes that carry no moment of their own.
+    """
+
+    def __init__(self, database: Database, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
+        """Create the runs; a single one without a race costs one round trip.
+
+        Raises InvalidRequestError, nothing created, when any of the snapshots holds what the database cannot store.
+        """
+        now = self._clock()
+        rows = [row_of(snapshot, now) for snapshot in snapshots]
+        if not rows:
+            return []
+        lend = self._database.statement if len(rows) == 1 else self._database.transaction
+
+        async def attempt() -> Sequence[CreateOutcome]:
+            async with lend() as connection:
+                return await create_rows(connection, rows, now)
+
+        return await _outlasting_lockouts(attempt)
+
+    async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:
+        """Look the snapshot's keys up, in one round trip; in none when it has no keys."""
+        if snapshot.request_key is None and snapshot.idempotency_key is None:
+            return None
+        row = row_of(snapshot, snapshot.created_at)
+        async with self._database.statement() as connection:
+            holders = await find_holders(connection, [row])
+        return standing({**row, "id": None}, holders)
+
+    async def get_run(self, env_id: str, run_id: str) -> Run | None:
+        """Read the run, in one round trip."""
+        async with self._database.statement() as connection:
+            return self._run(await self._read(connection, env_id, run_id))
+
+    async def list_runs(self, env_id: str, query: RunFilter) -> RunPage:
+        """Read one page, in one round trip. The runs of a list come without their children."""
+        now = self._clock()
+        statement = page_query(env_id, query, now)
+        async with self._database.statement() as connection:
+            found = (await connection.execute(statement)).mappings().all()
+        return page_of([run_of(row, now) for row in found], query)
+
+    async def cancel_run(self, env_id: str, run_id: str, at: datetime) -> Run | None:
+        """Cancel the run, and ask the worker that executes it to stop."""
+        statement = (
+            _change(env_id, run_id)
+            .where(runs.c.status.not_in(FINAL_STATUSES))
+            .values(
+                status=RunStatus.CANCELED,
+                finished_at=at,
+                updated_at=at,
+                due_at=None,
+                expires_at=None,
+                debounce_slot=None,
+            )
+        )
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(statement.returning(*RUN_COLUMNS))).mappings().one_or_none()
+            if row is None:
+                return self._run(await self._read(connection, env_id, run_id))
+            if row["job_id"] is not None:
+                await connection.execute(select(func.procrastinate_cancel_job_v1(row["job_id"], True, False)))
+            return self._run(row)
+
+    async def add_tags(self, env_id: str, run_id: str, tags: Sequence[str]) -> Run | None:
+        """Add the tags under the run's lock."""
+        async with self._database.transaction() as connection:
+            row = await self._read(connection, env_id, run_id, lock=True)
+            if row is None:
+                return None
+            merged = list(dict.fromkeys((*row["tags"], *tags)))
+            if len(merged) > MAX_TAGS:
+                raise InvalidRequestError(
+                    FieldError("tags", f"a run has at most {MAX_TAGS} tags; these would make it {len(merged)}")
+                )
+            return await self._write(connection, env_id, run_id, tags=merged)
+
+    async def change_metadata(self, env_id: str, run_id: str, operations: Sequence[MetadataOperation]) -> Run | None:
+        """Apply the operations under the run's lock."""
+        async with self._database.transaction() as connection:
+            row = await self._read(connection, env_id, run_id, lock=True)
+            if row is None:
+                return None
+            return await self._write(connection, env_id, run_id, metadata=apply(row["metadata"], operations))
+
+    async def reschedule_run(self, env_id: str, run_id: str, delay: timedelta | datetime, at: datetime) -> Run | None:
+        """Move the due moment; upkeep queues the run when it comes."""
+        try:
+            due_at = delay if isinstance(delay, datetime) else at + delay
+        except OverflowError as error:
+            raise InvalidRequestError(FieldError("delay", "lies beyond the calendar")) from error
+        async with self._database.transaction() as connection:
+            row = await self._read(connection, env_id, run_id, lock=True)
+            if row is None:
+                return None
+            if row["due_at"] is None or row["due_at"] <= at:
+                status = self._status(row)
+                raise ConflictError(f"Only a delayed run can be rescheduled; this one is {status}.", "delay")
+            return await self._write(
+                connection, env_id, run_id, delayed_until=due_at, due_at=due_at, expires_at=expiry(due_at, row["ttl_s"])
+            )
+
+    async def reset_idempotency_key(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
+        """Free the key, in one round trip."""
+        statement = (
+            update(runs)
+            .where(runs.c.environment_id == env_id, runs.c.idempotency_slot == task_slot(task_id, key))
+            .values(idempotency_slot=None, updated_at=at)
+            .returning(runs.c.idempotency_expires_at)
+        )
+        async with self._database.statement() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        return row is not None and (row[0] is None or row[0] > at)
+
+    async def _read(
+        self, connection: AsyncConnection, env_id: str, run_id: str, *, lock: bool = False
+    ) -> RowMapping | None:
+        query = select(*RUN_COLUMNS).where(runs.c.id == run_id, runs.c.environment_id == env_id)
+        if lock:
+            query = query.with_for_update(of=runs)
+        return (await connection.execute(query)).mappings().one_or_none()
+
+    async def _write(self, connection: AsyncConnection, env_id: str, run_id: str, **values: Any) -> Run | None:
+        statement = _change(env_id, run_id).values(updated_at=self._clock(), **values).returning(*RUN_COLUMNS)
+        return self._run((await connection.execute(statement)).mappings().one_or_none())
+
+    def _run(self, row: RowMapping | None) -> Run | None:
+        return None if row is None else run_of(row, self._clock())
+
+    def _status(self, row: RowMapping) -> RunStatus:
+        return run_of(row, self._clock()).status
+
+
+def _change(env_id: str, run_id: str) -> Any:
+    return update(runs).where(runs.c.id == run_id, runs.c.environment_id == env_id)
+
+
+async def _outlasting_lockouts(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Repeat what the server broke off because two transactions waited for each other: nothing of it was done."""
+    for _ in range(LOCKOUTS_MAX):
+        try:
+            return await attempt()
+        except EngineUnavailableError as error:
+            if not _is_lockout(error.__cause__):
+                raise
+    return await attempt()
+
+
+def _is_lockout(error: BaseException | None) -> bool:
+    return isinstance(error, exc.DBAPIError) and isinstance(error.orig, (pg.DeadlockDetected, pg.SerializationFailure))

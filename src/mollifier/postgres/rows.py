@@ -1,0 +1,109 @@
+"""Snapshots and runs as rows of `runs`, and back. Nothing else knows which column holds which field."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import RowMapping, func, select
+from sqlalchemy.sql.elements import ColumnElement
+
+from mollifier.model import Debounce, Run, RunError, RunStatus, Snapshot
+from mollifier.postgres.slots import request_slot, task_slot
+from mollifier.postgres.tables import runs
+
+_RENAMED = {"run_id": "id", "org_id": "organization_id", "env_id": "environment_id"}
+_PLAIN = [field for field in Snapshot.__struct_fields__ if field not in {"debounce", "tags"}]
+_COLUMN_OF = {field: _RENAMED.get(field, field) for field in _PLAIN}
+_LATEST = datetime.max.replace(tzinfo=UTC)
+
+_child = runs.alias("child")
+CHILDREN: ColumnElement[Any] = func.array(
+    select(_child.c.id)
+    .where(_child.c.parent_run_id == runs.c.id, _child.c.environment_id == runs.c.environment_id)
+    .order_by(_child.c.created_at, _child.c.id)
+    .scalar_subquery()
+).label("children")
+RUN_COLUMNS = (*runs.c, CHILDREN)
+"""What `run_of` reads of one run: its row, and its children's ids."""
+
+
+def row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
+    """Return the row that records the snapshot at `now`: delayed, queued, or expired when its time to live is over already."""
+    is_delayed = snapshot.delayed_until is not None and snapshot.delayed_until > now
+    expires_at = expiry(snapshot.delayed_until or snapshot.created_at, snapshot.ttl_s)
+    is_expired = expires_at is not None and expires_at <= now
+    status = RunStatus.EXPIRED if is_expired else RunStatus.DELAYED if is_delayed else RunStatus.QUEUED
+    debounce = snapshot.debounce
+    row: dict[str, Any] = dict.fromkeys(runs.c.keys())
+    row.update({column: getattr(snapshot, field) for field, column in _COLUMN_OF.items()})
+    row.update(
+        status=status.value,
+        updated_at=now,
+        due_at=snapshot.delayed_until if is_delayed else None,
+        expires_at=None if is_expired else expires_at,
+        expired_at=now if is_expired else None,
+        finished_at=now if is_expired else None,
+        tags=list(snapshot.tags),
+        idempotency_slot=None if is_expired else task_slot(snapshot.task_id, snapshot.idempotency_key),
+        request_slot=request_slot(snapshot.request_key),
+    )
+    if debounce is not None:
+        row.update(
+            debounce_key=debounce.key,
+            debounce_delay=debounce.delay,
+            debounce_mode=debounce.mode,
+            debounce_max_delay=debounce.max_delay,
+            debounce_slot=task_slot(snapshot.task_id, debounce.key) if is_delayed else None,
+        )
+    return row
+
+
+def expiry(start: datetime, ttl_s: int | None) -> datetime | None:
+    """Return the moment at which a run that may wait for `ttl_s` seconds from `start` expires, or None without a limit."""
+    if ttl_s is None:
+        return None
+    try:
+        return start + timedelta(seconds=ttl_s)
+    except OverflowError:
+        return _LATEST
+
+
+def run_of(columns: RowMapping, now: datetime) -> Run:
+    """Return the run of a row; a delayed one reads as queued from its due moment on, whether or not upkeep has seen it."""
+    status = RunStatus(columns["status"])
+    if status is RunStatus.DELAYED and columns["delayed_until"] <= now:
+        status = RunStatus.QUEUED
+    return Run(
+        snapshot=_snapshot_of(columns),
+        status=status,
+        updated_at=_utc(columns["updated_at"]),
+        started_at=_utc(columns["started_at"]),
+        finished_at=_utc(columns["finished_at"]),
+        expired_at=_utc(columns["expired_at"]),
+        attempt_count=columns["attempt_count"],
+        output=columns["output"],
+        output_type=columns["output_type"],
+        error=None if columns["error"] is None else msgspec.json.decode(columns["error"], type=RunError),
+        version=columns["version"],
+        children=tuple(columns.get("children") or ()),
+    )
+
+
+def _snapshot_of(columns: RowMapping) -> Snapshot:
+    fields = {field: _utc(columns[column]) for field, column in _COLUMN_OF.items()}
+    debounce = None
+    if columns["debounce_key"] is not None:
+        debounce = Debounce(
+            key=columns["debounce_key"],
+            delay=columns["debounce_delay"],
+            mode=columns["debounce_mode"],
+            max_delay=columns["debounce_max_delay"],
+        )
+    return Snapshot(**fields, tags=tuple(columns["tags"]), debounce=debounce)
+
+
+def _utc(value: Any) -> Any:
+    """Give moments the standard library's UTC; leave everything else as it is."""
+    return value.astimezone(UTC) if isinstance(value, datetime) else value

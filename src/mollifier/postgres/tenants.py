@@ -1,0 +1,251 @@
+"""Tenants: organizations, their projects, their environments, and the environments' API keys."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, cast
+
+import msgspec
+from sqlalchemy import Row, Table, case, func, insert, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB
+
+from mollifier.errors import ConflictError, FieldError, InvalidRequestError, NotFoundError
+from mollifier.model import Tenant
+from mollifier.postgres.database import Database
+from mollifier.postgres.tables import api_keys, environments, organizations, projects
+
+DEFAULT_ENVIRONMENT = "prod"
+NAME_LENGTH_MAX = 200
+_ENVIRONMENT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+_KEY_BYTES = 32
+_SHOWN_RANDOM_CHARACTERS = 6
+
+
+class Organization(msgspec.Struct, frozen=True, kw_only=True):
+    """One customer; `feature_flags` is its override as stored."""
+
+    id: str
+    name: str
+    created_at: datetime
+    feature_flags: Any = None
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """One project of an organization."""
+
+    id: str
+    org_id: str
+    name: str
+    created_at: datetime
+
+
+class TenantEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    """One environment of a project, as administrators see it."""
+
+    id: str
+    project_id: str
+    name: str
+    created_at: datetime
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of an API key: `prefix` tells it apart in a list, the key itself is not known any more."""
+
+    id: str
+    env_id: str
+    prefix: str
+    created_at: datetime
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class NewApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that was just made; `secret` is shown this once."""
+
+    key: ApiKey
+    secret: str
+
+
+def key_hash(secret: str) -> bytes:
+    """Return what is stored of a key. Keys are random beyond guessing, so a plain SHA-256 keeps them."""
+    return sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+class Tenants:
+    """Makes and lists tenants. Each method raises EngineUnavailableError when the database cannot be reached."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create_tenant(self, name: str, environment: str = DEFAULT_ENVIRONMENT) -> Tenant:
+        """Make an organization with one project, one environment and one API key, all or nothing."""
+        organization = {"id": _new_id("org"), "name": _checked_name(name)}
+        project = {"id": _new_id("proj"), "organization_id": organization["id"], "name": organization["name"]}
+        env = {"id": _new_id("env"), "project_id": project["id"], "name": _checked_environment_name(environment)}
+        secret, key = _new_key(env["id"], env["name"])
+        async with self._database.transaction() as connection:
+            for table, row in (
+                (organizations, organization),
+                (projects, project),
+                (environments, env),
+                (api_keys, key),
+            ):
+                await connection.execute(insert(table).values(row))
+        return Tenant(org_id=organization["id"], project_id=project["id"], env_id=env["id"], api_key=secret)
+
+    async def create_organization(self, name: str) -> Organization:
+        """Make an organization. Raises InvalidRequestError (field `name`) for an empty or overlong name."""
+        return _organization(await self._insert(organizations, {"id": _new_id("org"), "name": _checked_name(name)}))
+
+    async def list_organizations(self) -> Sequence[Organization]:
+        """Return every organization, oldest first."""
+        return [_organization(row) for row in await self._all(organizations)]
+
+    async def get_organization(self, org_id: str) -> Organization:
+        """Return the organization. Raises NotFoundError."""
+        return _organization(await self._one(organizations, "organization", org_id))
+
+    async def create_project(self, org_id: str, name: str) -> Project:
+        """Make a project. Raises NotFoundError for an unknown organization, InvalidRequestError (field `name`)."""
+        row = {"id": _new_id("proj"), "organization_id": org_id, "name": _checked_name(name)}
+        await self._one(organizations, "organization", org_id)
+        return _project(await self._insert(projects, row))
+
+    async def list_projects(self, org_id: str) -> Sequence[Project]:
+        """Return the organization's projects, oldest first. Raises NotFoundError."""
+        await self._one(organizations, "organization", org_id)
+        return [_project(row) for row in await self._all(projects, organization_id=org_id)]
+
+    async def create_environment(self, project_id: str, name: str = DEFAULT_ENVIRONMENT) -> TenantEnvironment:
+        """Make an environment. Raises NotFoundError for an unknown project, ConflictError or InvalidRequestError (field `name`)."""
+        row = {"id": _new_id("env"), "project_id": project_id, "name": _checked_environment_name(name)}
+        await self._one(projects, "project", project_id)
+        if any(environment.name == name for environment in await self.list_environments(project_id)):
+            raise ConflictError(f"This project has an environment {name!r} already; choose another name.", "name")
+        return _environment(await self._insert(environments, row))
+
+    async def list_environments(self, project_id: str) -> Sequence[TenantEnvironment]:
+        """Return the project's environments, oldest first. Raises NotFoundError."""
+        await self._one(projects, "project", project_id)
+        return [_environment(row) for row in await self._all(environments, project_id=project_id)]
+
+    async def create_key(self, env_id: str) -> NewApiKey:
+        """Make an API key for the environment. Raises NotFoundError."""
+        environment = await self._one(environments, "environment", env_id)
+        secret, row = _new_key(env_id, environment.name)
+        return NewApiKey(key=_api_key(await self._insert(api_keys, row)), secret=secret)
+
+    async def list_keys(self, env_id: str) -> Sequence[ApiKey]:
+        """Return the environment's keys, revoked ones too, oldest first. Raises NotFoundError."""
+        await self._one(environments, "environment", env_id)
+        return [_api_key(row) for row in await self._all(api_keys, environment_id=env_id)]
+
+    async def revoke_key(self, env_id: str, key_id: str) -> ApiKey:
+        """Revoke the key for good; a revoked one stays as it is. Raises NotFoundError."""
+        statement = (
+            update(api_keys)
+            .where(api_keys.c.id == key_id, api_keys.c.environment_id == env_id)
+            .values(revoked_at=func.coalesce(api_keys.c.revoked_at, func.now()))
+            .returning(*api_keys.c)
+        )
+        async with self._database.statement() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        if row is None:
+            raise NotFoundError("API key", key_id, "id", "List them with `mollifier key list`.")
+        return _api_key(row)
+
+    async def get_flags(self, org_id: str) -> Mapping[str, Any]:
+        """Return the organization's own flags; empty when what is stored is no mapping. Raises NotFoundError."""
+        stored = (await self.get_organization(org_id)).feature_flags
+        return cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
+
+    async def set_flags(self, org_id: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Set these flags of the organization and leave its others; return all. Raises NotFoundError."""
+        return await self._change_flags(org_id, _flags_or_empty().concat(literal(dict(values), JSONB)))
+
+    async def unset_flag(self, org_id: str, name: str) -> Mapping[str, Any]:
+        """Take away one flag of the organization, if it is there; return the rest. Raises NotFoundError."""
+        return await self._change_flags(org_id, _flags_or_empty().op("-")(name))
+
+    async def _change_flags(self, org_id: str, value: Any) -> Mapping[str, Any]:
+        change = update(organizations).where(organizations.c.id == org_id).values(feature_flags=value)
+        async with self._database.statement() as connection:
+            flags = (await connection.execute(change.returning(organizations.c.feature_flags))).scalar_one_or_none()
+        if flags is None:
+            raise NotFoundError("organization", org_id, "id")
+        return flags
+
+    async def _insert(self, table: Table, row: Mapping[str, Any]) -> Row[Any]:
+        async with self._database.statement() as connection:
+            return (await connection.execute(insert(table).values(row).returning(*table.c))).one()
+
+    async def _all(self, table: Table, **where: str) -> Sequence[Row[Any]]:
+        query = select(table).filter_by(**where).order_by(table.c.created_at, table.c.id)
+        async with self._database.statement() as connection:
+            return (await connection.execute(query)).all()
+
+    async def _one(self, table: Table, kind: str, id: str) -> Row[Any]:  # noqa: A002 - the column's own word
+        async with self._database.statement() as connection:
+            row = (await connection.execute(select(table).where(table.c.id == id))).one_or_none()
+        if row is None:
+            raise NotFoundError(kind, id, "id")
+        return row
+
+
+def _flags_or_empty() -> Any:
+    """What is stored, or an empty object where it is none: an override that does not parse counts as absent."""
+    stored = organizations.c.feature_flags
+    return case((func.jsonb_typeof(stored) == "object", stored), else_=literal({}, JSONB))
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def _new_key(env_id: str, environment_name: str) -> tuple[str, dict[str, Any]]:
+    lead = f"tr_{environment_name}_"
+    secret = lead + secrets.token_urlsafe(_KEY_BYTES)
+    shown = secret[: len(lead) + _SHOWN_RANDOM_CHARACTERS]
+    return secret, {"id": _new_id("key"), "environment_id": env_id, "prefix": shown, "key_hash": key_hash(secret)}
+
+
+def _checked_name(name: str) -> str:
+    stripped = name.strip()
+    if not 0 < len(stripped) <= NAME_LENGTH_MAX or not stripped.isprintable():
+        raise InvalidRequestError(FieldError("name", f"must be 1 to {NAME_LENGTH_MAX} printable characters"))
+    return stripped
+
+
+def _checked_environment_name(name: str) -> str:
+    if not _ENVIRONMENT_NAME.fullmatch(name):
+        raise InvalidRequestError(
+            FieldError("name", f"must be 1 to 40 of a-z, 0-9 and inner hyphens, as in 'prod'; is {name!r}")
+        )
+    return name
+
+
+def _organization(row: Row[Any]) -> Organization:
+    return Organization(id=row.id, name=row.name, created_at=row.created_at, feature_flags=row.feature_flags)
+
+
+def _project(row: Row[Any]) -> Project:
+    return Project(id=row.id, org_id=row.organization_id, name=row.name, created_at=row.created_at)
+
+
+def _environment(row: Row[Any]) -> TenantEnvironment:
+    return TenantEnvironment(id=row.id, project_id=row.project_id, name=row.name, created_at=row.created_at)
+
+
+def _api_key(row: Row[Any]) -> ApiKey:
+    return ApiKey(
+        id=row.id,
+        env_id=row.environment_id,
+        prefix=row.prefix,
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )

@@ -1,0 +1,126 @@
+"""The books of a play: what was offered, what the system says it did, and whether the two agree.
+
+Pure: numbers in, findings out. Each rule is one line of the contract that every accepted trigger is one run, and that what the gate
+held is what the buffer took and the drainer gave back, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+
+class Mode(StrEnum):
+    """A step of the rollout; see the table in the documentation of the system."""
+
+    OFF = "off"
+    SHADOW = "shadow"
+    MONITOR = "monitor"
+    DIVERT = "divert"
+
+
+class Books(msgspec.Struct, frozen=True, kw_only=True):
+    """Every number counts triggers, runs or entries; None is a number that nobody could be asked for.
+
+    `pass_through`, `shadow_log` and `mollify` are the gate's decisions; `would_mollify`, `buffered` and `drained` come from the
+    structured log; `failed_open` counts failures of the gate and the buffer that triggers survived; `runs_created` is counted in
+    the database; `buffer_connections` are those that the buffer's server of an embedded stack saw from anybody.
+    """
+
+    offered: int
+    accepted: int
+    rejected: int = 0
+    errors: int = 0
+    pass_through: int = 0
+    shadow_log: int = 0
+    mollify: int = 0
+    failed_open: int = 0
+    would_mollify: int | None = None
+    buffered: int | None = None
+    drained: int | None = None
+    hash_mismatches: int | None = None
+    runs_created: int | None = None
+    lost: int | None = None
+    duplicated: int | None = None
+    executed: int | None = None
+    left_in_buffer: int | None = None
+    buffer_connections: int | None = None
+
+    def imbalances(self, mode: Mode | None) -> tuple[str, ...]:
+        """Return every rule that these books break, in words; none when they balance. `mode` is None when it is not known."""
+        return tuple(self._calls()) + tuple(self._runs()) + tuple(self._buffer()) + tuple(self._mode(mode))
+
+    def _calls(self) -> Iterator[str]:
+        if self.offered != self.accepted + self.rejected + self.errors:
+            yield f"offered {self.offered} is not accepted {self.accepted} + rejected {self.rejected} + errors {self.errors}"
+        if self.errors:
+            yield f"{self.errors} calls got no answer or a failure (5xx)"
+        if self.rejected:
+            yield f"{self.rejected} calls were rejected (4xx)"
+
+    def _runs(self) -> Iterator[str]:
+        if self.lost:
+            yield f"{self.lost} accepted triggers have no run"
+        if self.duplicated:
+            yield f"{self.duplicated} runs or answers are one too many for their trigger"
+        if self.runs_created not in (None, self.accepted):
+            yield f"{self.runs_created} runs were created for {self.accepted} accepted triggers"
+        if self.executed is not None and self.executed != self.runs_created:
+            yield f"{self.executed} of {self.runs_created} runs were executed to their end"
+
+    def _buffer(self) -> Iterator[str]:
+        if self.buffered not in (None, self.mollify):
+            yield f"the gate mollified {self.mollify} triggers and {self.buffered} were buffered"
+        if self.drained != self.buffered:
+            yield f"{self.buffered} triggers were buffered and {self.drained} drained"
+        if self.would_mollify not in (None, self.shadow_log):
+            yield f"the gate decided shadow_log {self.shadow_log} times and the log has {self.would_mollify} would_mollify events"
+        if self.hash_mismatches:
+            yield f"{self.hash_mismatches} payloads came out of the buffer other than they went in"
+        if self.left_in_buffer:
+            yield f"{self.left_in_buffer} entries are left in the buffer"
+
+    def _mode(self, mode: Mode | None) -> Iterator[str]:
+        decided = self.pass_through + self.shadow_log + self.mollify
+        match mode:
+            case Mode.OFF:
+                if decided:
+                    yield f"switched off, and yet the gate decided {decided} times"
+                if self.buffer_connections:
+                    yield f"switched off, and yet the buffer's server saw {self.buffer_connections} connections"
+            case Mode.SHADOW | Mode.MONITOR | Mode.DIVERT:
+                if decided != self.accepted:
+                    yield f"the gate decided {decided} times for {self.accepted} accepted triggers"
+                if mode is Mode.SHADOW and self.mollify:
+                    yield f"in shadow mode nothing may be held, and {self.mollify} triggers were"
+                if mode is not Mode.SHADOW and self.shadow_log:
+                    yield f"the organization is enrolled, and yet {self.shadow_log} triggers were only logged"
+            case None:
+                pass
+
+
+class RunsFound(NamedTuple):
+    """What the database says of the accepted calls."""
+
+    runs_created: int
+    lost: int
+    duplicated: int
+
+
+def reconcile(accepted: Mapping[int, str], found: Iterable[tuple[str, int]]) -> RunsFound:
+    """Compare the run ids that calls were answered with the runs that exist, each with the call it was made for.
+
+    Lost are answered ids without a run. Duplicated are runs beyond the first of a call, and answers beyond the first with one id.
+    """
+    runs = dict(found)
+    per_call = Counter(runs.values())
+    ids = set(accepted.values())
+    return RunsFound(
+        runs_created=len(runs),
+        lost=len(ids - runs.keys()),
+        duplicated=sum(count - 1 for count in per_call.values()) + len(accepted) - len(ids),
+    )

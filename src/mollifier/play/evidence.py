@@ -1,0 +1,104 @@
+"""What the system says it did: decisions from `/metrics`, entries from the buffer, connections from its server."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import aiohttp
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
+
+from mollifier.errors import MollifierError
+
+_OK = 200
+
+
+class EvidenceError(MollifierError):
+    """The system was asked what it did and gave no usable answer."""
+
+
+# --- decisions -----------------------------------------------------------------------------------------------------
+
+
+class Decisions(NamedTuple):
+    """Counts of the gate since its processes started; `mollified` is per enrolled organization."""
+
+    outcomes: Counter[str]
+    mollified: Counter[str]
+    failed_open: int
+
+    def since(self, before: Decisions) -> Decisions:
+        """Return what came on top of the earlier counts."""
+        outcomes, mollified = self.outcomes.copy(), self.mollified.copy()
+        outcomes.subtract(before.outcomes)
+        mollified.subtract(before.mollified)
+        return Decisions(outcomes, mollified, self.failed_open - before.failed_open)
+
+
+def parse_decisions(texts: Iterable[str]) -> Decisions:
+    """Return the sum over all replicas; each text is what one answers at `/metrics`."""
+    outcomes, mollified, failed_open = Counter[str](), Counter[str](), 0
+    for text in texts:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                count = int(sample.value)
+                if sample.name == "mollifier_decisions_total":
+                    outcomes[sample.labels["outcome"]] += count
+                    if sample.labels["outcome"] == "mollify" and "org_id" in sample.labels:
+                        mollified[sample.labels["org_id"]] += count
+                elif sample.name == "mollifier_failed_open_total":
+                    failed_open += count
+    return Decisions(outcomes, mollified, failed_open)
+
+
+async def read_decisions(session: aiohttp.ClientSession, api_urls: Sequence[str]) -> Decisions:
+    """Ask every replica. Raises EvidenceError."""
+    return parse_decisions([await _get(session, f"{url}/metrics") for url in api_urls])
+
+
+# --- the buffer ----------------------------------------------------------------------------------------------------
+
+
+class BufferCounts(msgspec.Struct, frozen=True):
+    """How many entries there are in each state that is not settled, as the admin API says."""
+
+    queued: int
+    waiting: int
+    draining: int
+    failed: int
+
+    @property
+    def left(self) -> int:
+        """All of them."""
+        return self.queued + self.waiting + self.draining + self.failed
+
+
+async def read_left_in_buffer(session: aiohttp.ClientSession, api_url: str, admin_token: str) -> int:
+    """Ask the admin API how many entries are not settled. Raises EvidenceError."""
+    headers = {"Authorization": f"Bearer {admin_token}"}
+    text = await _get(session, f"{api_url}/admin/api/v1/buffer", headers)
+    try:
+        return msgspec.json.decode(text, type=BufferCounts).left
+    except msgspec.DecodeError as error:
+        raise EvidenceError(f"{api_url}/admin/api/v1/buffer answered something else than counts: {error}") from error
+
+
+async def connections_received(redis_url: str) -> int:
+    """Return how many connections the server has accepted in its life, this one included."""
+    async with Redis.from_url(redis_url) as redis:  # pyright: ignore[reportUnknownMemberType] - the client types no options
+        info: Mapping[str, Any] = await redis.info("stats")  # pyright: ignore[reportUnknownMemberType] - as above
+    return int(info["total_connections_received"])
+
+
+async def _get(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str] | None = None) -> str:
+    try:
+        async with session.get(url, headers=headers) as response:
+            text = await response.text()
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise EvidenceError(f"{url} cannot be read: {error}") from error
+    if response.status != _OK:
+        raise EvidenceError(f"{url} answered {response.status}: {text[:300]}")
+    return text

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from mollifier.errors import ConflictError, FieldError, InvalidRequestError, NotFoundError
 from mollifier.model import Tenant
 from mollifier.postgres.database import Database
+from mollifier.postgres.flags import checked_flag_name
 from mollifier.postgres.tables import api_keys, environments, organizations, projects
 
 DEFAULT_ENVIRONMENT = "prod"
@@ -165,7 +166,8 @@ class Tenants:
 
     async def set_flags(self, org_id: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Set these flags of the organization and leave its others; return all. Raises NotFoundError."""
-        return await self._change_flags(org_id, _flags_or_empty().concat(literal(dict(values), JSONB)))
+        checked = {checked_flag_name(name): value for name, value in values.items()}
+        return await self._change_flags(org_id, _flags_or_empty().concat(literal(checked, JSONB)))
 
     async def unset_flag(self, org_id: str, name: str) -> Mapping[str, Any]:
         """Take away one flag of the organization, if it is there; return the rest. Raises NotFoundError."""

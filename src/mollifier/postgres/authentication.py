@@ -1,0 +1,157 @@
+"""Authentication: which environment an API key belongs to.
+
+Answers are kept for two seconds, so that a burst asks the database twice a second and a revoked key stops working in two. While the
+database cannot be reached, an answer that it gave before stands: triggers keep coming in, and may be buffered, through an outage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sqlalchemy import ARRAY, Text, bindparam, func, select, update
+
+from mollifier.deadline import within
+from mollifier.errors import EngineUnavailableError
+from mollifier.model import Environment
+from mollifier.postgres.database import Database
+from mollifier.postgres.tables import api_keys, environments, organizations, projects
+from mollifier.postgres.tenants import key_hash
+
+LIFETIME_S = 2.0
+STANDS_THROUGH_OUTAGE_S = 3600.0
+REFRESH_DEADLINE_MS = 1_000.0
+KNOWN_MAX = 10_000
+UNKNOWN_MAX = 1_000
+RECORD_INTERVAL_S = 30.0
+
+_log = logging.getLogger("mollifier")
+
+_QUERY = (
+    select(
+        api_keys.c.id.label("key_id"),
+        api_keys.c.key_hash,
+        environments.c.id,
+        environments.c.name,
+        projects.c.id.label("project_id"),
+        organizations.c.id.label("org_id"),
+        organizations.c.feature_flags,
+    )
+    .join_from(api_keys, environments)
+    .join(projects)
+    .join(organizations)
+    .where(api_keys.c.key_hash == bindparam("hash"), api_keys.c.revoked_at.is_(None))
+)
+
+
+class _Answer(NamedTuple):
+    environment: Environment | None
+    key_id: str
+    asked_at: float
+    fresh_until: float
+
+
+class Authenticator:
+    """Answers from memory where it can. `clock` counts seconds, from any start.
+
+    Known and unknown keys are kept apart, so that guessing evicts no customer.
+    """
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._known: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._unknown: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[_Answer]] = {}
+        self._used: set[str] = set()
+
+    async def authenticate(self, api_key: str) -> Environment | None:
+        """Return the key's environment, or None for a key that is unknown or revoked.
+
+        Raises EngineUnavailableError when the database cannot be reached and never answered for this key.
+        """
+        digest = key_hash(api_key)
+        answer = self._known.get(digest) or self._unknown.get(digest)
+        if answer is None or answer.fresh_until <= self._clock():
+            answer = await self._refreshed(digest, answer)
+        if answer.environment is not None:
+            self._used.add(answer.key_id)
+        return answer.environment
+
+    def forget(self) -> None:
+        """Ask the database anew for every key: call it when this process has changed keys or flags."""
+        self._known.clear()
+        self._unknown.clear()
+
+    async def record_use(self) -> None:
+        """Write down when keys were last used, for all keys used since the last time."""
+        used, self._used = self._used, set()
+        if not used:
+            return
+        statement = update(api_keys).where(api_keys.c.id == func.any(bindparam("ids", type_=ARRAY(Text))))
+        try:
+            async with self._database.statement() as connection:
+                await connection.execute(statement.values(last_used_at=func.now()), {"ids": sorted(used)})
+        except EngineUnavailableError:
+            self._used |= used
+            raise
+
+    async def keep_recording(self, interval_s: float = RECORD_INTERVAL_S) -> None:
+        """Record use every so often, until cancelled; run it beside whatever authenticates."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.record_use()
+            except EngineUnavailableError as error:
+                _log.warning("the use of API keys is not recorded for now: %s", error)
+
+    async def _refreshed(self, digest: bytes, stale: _Answer | None) -> _Answer:
+        """Ask the database, once for all who wait for the same key."""
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = asyncio.ensure_future(self._ask(digest, stale))
+            self._asking[digest] = asking
+            asking.add_done_callback(lambda done: self._answered(digest, done))
+        # One caller's going away must not fail the others.
+        return await asyncio.shield(asking)
+
+    def _answered(self, digest: bytes, done: asyncio.Task[_Answer]) -> None:
+        self._asking.pop(digest, None)
+        if not done.cancelled():
+            # Looked at here, since those who asked may be gone.
+            done.exception()
+
+    async def _ask(self, digest: bytes, stale: _Answer | None) -> _Answer:
+        now = self._clock()
+        stands = stale is not None and stale.environment is not None and now < stale.asked_at + STANDS_THROUGH_OUTAGE_S
+        try:
+            look_up = self._look_up(digest)
+            answer = await (within(REFRESH_DEADLINE_MS, look_up) if stands else look_up)
+        except (EngineUnavailableError, TimeoutError):
+            if stale is None or not stands:
+                raise
+            answer = stale._replace(fresh_until=self._clock() + LIFETIME_S)
+        kept, bound = (self._known, KNOWN_MAX) if answer.environment else (self._unknown, UNKNOWN_MAX)
+        for answers in (self._known, self._unknown):
+            answers.pop(digest, None)
+        kept[digest] = answer
+        while len(kept) > bound:
+            kept.popitem(last=False)
+        return answer
+
+    async def _look_up(self, digest: bytes) -> _Answer:
+        asked_at = self._clock()
+        async with self._database.statement() as connection:
+            row = (await connection.execute(_QUERY, {"hash": digest})).one_or_none()
+        # The index has compared the hash already; this comparison takes the same time for every key.
+        if row is None or not hmac.compare_digest(row.key_hash, digest):
+            return _Answer(None, "", asked_at, asked_at + LIFETIME_S)
+        environment = Environment(
+            id=row.id, name=row.name, project_id=row.project_id, org_id=row.org_id, org_flags=row.feature_flags
+        )
+        return _Answer(environment, row.key_id, asked_at, asked_at + LIFETIME_S)

@@ -6,19 +6,19 @@ an entry that does not parse is reported, never the end of a reader.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mollifier import scripts
+from mollifier import entries, inspection, scripts
 from mollifier.errors import BufferUnavailableError, MalformedEntryError, SettingsError
+from mollifier.inspection import Counts, listed
 from mollifier.keys import PARTITIONS, Keyspace, PartitionKeys, idempotency_digest
-from mollifier.model import Entry, EntryKind, EntryState
+from mollifier.model import Entry, EntryKind
 from mollifier.scripts import Scripts, Settlement
+from mollifier.server import Server
 from mollifier.settings import Settings, variable
 
 _ORPHANS_PER_POP = 100
@@ -61,45 +61,26 @@ class Popped(msgspec.Struct, frozen=True):
     orphans: int = 0
 
 
-class Counts(msgspec.Struct, frozen=True):
-    """How much the buffer holds. `oldest_ms` is the age of the longest-held queued entry, None when nothing is queued."""
-
-    queued: int
-    waiting: int
-    draining: int
-    failed: int
-    organizations: tuple[str, ...]
-    oldest_ms: int | None
-
-    @property
-    def left(self) -> int:
-        """Everything that is not settled."""
-        return self.queued + self.waiting + self.draining + self.failed
-
-
 class Buffer:
-    """One buffer on one server. Every method raises BufferUnavailableError when the server gives no answer.
+    """One buffer on one server. Every method raises BufferUnavailableError when the server gives no answer."""
 
-    The client must return bytes (`decode_responses=False`).
-    """
-
-    def __init__(self, redis: Redis, settings: Callable[[], Settings]) -> None:
-        self._redis = redis
+    def __init__(self, server: Server, settings: Callable[[], Settings]) -> None:
+        self._server = server
         self._settings = settings
-        self._scripts = Scripts(redis)
+        self._scripts = Scripts(server)
         self.keyspace = Keyspace(settings().partitions)
 
     async def claim_layout(self) -> None:
         """Record the number of partitions at the first boot; raise SettingsError when the buffer was made with another."""
         wanted = len(self.keyspace.partitions)
-        recorded = await self._read(self._redis.set(PARTITIONS, str(wanted), nx=True, get=True))
+        recorded = await self._server.run("SET", PARTITIONS, wanted, "NX", "GET")
         if recorded is not None and int(recorded) != wanted:
             detail = f"is {wanted}, but this buffer was made with {int(recorded)}; entries would be out of reach. Set it back"
             raise SettingsError(variable("partitions"), detail)
 
     async def ping(self) -> None:
         """Return when the server answers."""
-        await self._read(self._redis.ping())
+        await self._server.run("PING")
 
     # --- storing ---------------------------------------------------------------------------------------------------
 
@@ -142,20 +123,22 @@ class Buffer:
     # --- taking ----------------------------------------------------------------------------------------------------
 
     async def ready(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the environments that have something due now, by organization. Two round trips, whatever their number."""
-        now_ms, per_partition = await self._due_organizations()
+        """Return the environments that have something due now, by organization. Three round trips, whatever their number."""
+        # The server's clock decides what is due: a replica's own, running fast, would take entries before their time.
+        now_ms = await self._server.now_ms()
+        partitions = self.keyspace.partitions
+        due = await self._server.run_many([("ZRANGE", keys.orgs, "-inf", now_ms, "BYSCORE") for keys in partitions])
         organizations = [
-            (keys, org_id.decode()) for keys, due in zip(self.keyspace.partitions, per_partition, strict=True) for org_id in due
+            (keys, org.decode()) for keys, orgs in zip(partitions, due, strict=True) for org in listed(orgs)
         ]
-        pipeline = self._redis.pipeline(transaction=False)
-        for keys, org_id in organizations:
-            pipeline.zrange(keys.envs(org_id), "-inf", now_ms, byscore=True)  # pyright: ignore[reportArgumentType] - a moment
-        listed = await self._read(pipeline.execute(raise_on_error=False)) if organizations else []
-        return {
-            org_id: tuple(env.decode() for env in envs)
-            for (_, org_id), envs in zip(organizations, listed, strict=True)
-            if envs and not isinstance(envs, Exception)
+        envs = await self._server.run_many(
+            [("ZRANGE", keys.envs(org), "-inf", now_ms, "BYSCORE") for keys, org in organizations]
+        )
+        by_org = {
+            org: tuple(env.decode() for env in listed(found))
+            for (_, org), found in zip(organizations, envs, strict=True)
         }
+        return {org: found for org, found in by_org.items() if found}
 
     async def pop(self, org_id: str, env_id: str) -> Entry | None:
         """Take the oldest entry of one environment under a lease, or None when nothing is due.
@@ -196,28 +179,16 @@ class Buffer:
 
     async def reclaim_expired(self, limit: int = 100) -> int:
         """Put back entries whose lease ran out (their holder died), up to `limit` per partition; return how many."""
-        now_ms = await self._now_ms()
-        pipeline = self._redis.pipeline(transaction=False)
-        for keys in self.keyspace.partitions:
-            pipeline.zrange(keys.draining, "-inf", now_ms, byscore=True, offset=0, num=limit)  # pyright: ignore[reportArgumentType]
-        expired = await self._read(pipeline.execute())
+        now_ms = await self._server.now_ms()
+        partitions = self.keyspace.partitions
+        expired = await self._server.run_many(
+            [("ZRANGE", keys.draining, "-inf", now_ms, "BYSCORE", "LIMIT", 0, limit) for keys in partitions]
+        )
         stranded = [
-            (keys, run_id.decode()) for keys, runs in zip(self.keyspace.partitions, expired, strict=True) for run_id in runs
+            (keys, run.decode()) for keys, runs in zip(partitions, expired, strict=True) for run in listed(runs)
         ]
-        owners = await self._owners(stranded)
-        calls = [
-            scripts.reclaim(
-                entry=keys.entry(run_id),
-                queue=keys.queue(env_id),
-                envs=keys.envs(org_id),
-                orgs=keys.orgs,
-                draining=keys.draining,
-                run_id=run_id,
-                env_id=env_id,
-                org_id=org_id,
-            )
-            for (keys, run_id), (org_id, env_id) in zip(stranded, owners, strict=True)
-        ]
+        owners = await self._server.run_many([("HMGET", keys.entry(run), "org", "env") for keys, run in stranded])
+        calls = [self._reclaim(keys, run, *_owner(owner)) for (keys, run), owner in zip(stranded, owners, strict=True)]
         return sum(reply == "held" for reply in await self._scripts.run_many(calls))
 
     # --- settling --------------------------------------------------------------------------------------------------
@@ -316,95 +287,22 @@ class Buffer:
 
     async def get_entries(self, org_id: str, run_ids: Sequence[str]) -> list[Entry | MalformedEntryError | None]:
         """Return entries of one organization in the given order: None where there is none, an error where one does not parse."""
-        keys = self.keyspace.of(org_id)
-        pipeline = self._redis.pipeline(transaction=False)
-        for run_id in run_ids:
-            pipeline.hgetall(keys.entry(run_id))
-        hashes = await self._read(pipeline.execute(raise_on_error=False)) if run_ids else []
-        return [_as_entry_or_error(run_id, fields) for run_id, fields in zip(run_ids, hashes, strict=True)]
+        return await inspection.entries(self._server, self.keyspace.of(org_id), run_ids)
 
     async def list_entries(
         self, org_id: str, env_id: str, *, offset: int = 0, limit: int = 100
     ) -> list[Entry | MalformedEntryError]:
         """Return the environment's queued entries, oldest first. References whose entry is gone are passed over."""
         keys = self.keyspace.of(org_id)
-        members = await self._read(self._redis.zrange(keys.queue(env_id), offset, offset + limit - 1))
-        found = await self.get_entries(org_id, [run_id.decode() for run_id in members])
+        queued = await self._server.run("ZRANGE", keys.queue(env_id), offset, offset + limit - 1)
+        found = await inspection.entries(self._server, keys, [run_id.decode() for run_id in queued])
         return [entry for entry in found if entry is not None]
 
     async def counts(self) -> Counts:
         """Count everything the buffer holds, over all partitions."""
-        now_ms = await self._now_ms()
-        pipeline = self._redis.pipeline(transaction=False)
-        for keys in self.keyspace.partitions:
-            pipeline.zcard(keys.draining)
-            pipeline.zcard(keys.failed)
-            pipeline.zrange(keys.orgs, 0, -1)
-        replies = await self._read(pipeline.execute())
-        totals: Counter[str] = Counter()
-        organizations: list[tuple[PartitionKeys, str]] = []
-        for index, keys in enumerate(self.keyspace.partitions):
-            draining, failed, orgs = replies[3 * index : 3 * index + 3]
-            totals.update(draining=draining, failed=failed)
-            organizations += [(keys, org_id.decode()) for org_id in orgs]
-        environments = await self._environments(organizations)
-        oldest_ms = await self._count_queues(environments, totals, now_ms)
-        return Counts(
-            queued=totals["queued"],
-            waiting=totals["waiting"],
-            draining=totals["draining"],
-            failed=totals["failed"],
-            organizations=tuple(sorted(org_id for _, org_id in organizations)),
-            oldest_ms=oldest_ms,
-        )
+        return await inspection.count(self._server, self.keyspace)
 
     # --- inside ----------------------------------------------------------------------------------------------------
-
-    async def _due_organizations(self) -> tuple[int, list[list[bytes]]]:
-        # The server's clock is asked first: with a replica's own, a fast one would take entries before their time.
-        now_ms = await self._now_ms()
-        pipeline = self._redis.pipeline(transaction=False)
-        for keys in self.keyspace.partitions:
-            pipeline.zrange(keys.orgs, "-inf", now_ms, byscore=True)  # pyright: ignore[reportArgumentType] - a moment
-        return now_ms, await self._read(pipeline.execute())
-
-    async def _now_ms(self) -> int:
-        seconds, microseconds = await self._read(self._redis.time())
-        return seconds * 1000 + microseconds // 1000
-
-    async def _environments(self, organizations: Sequence[tuple[PartitionKeys, str]]) -> list[tuple[PartitionKeys, str]]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for keys, org_id in organizations:
-            pipeline.zrange(keys.envs(org_id), 0, -1)
-        listed = await self._read(pipeline.execute()) if organizations else []
-        return [(keys, env.decode()) for (keys, _), envs in zip(organizations, listed, strict=True) for env in envs]
-
-    async def _count_queues(
-        self, environments: Sequence[tuple[PartitionKeys, str]], totals: Counter[str], now_ms: int
-    ) -> int | None:
-        pipeline = self._redis.pipeline(transaction=False)
-        for keys, env_id in environments:
-            pipeline.zcard(keys.queue(env_id))
-            pipeline.zcard(keys.waiting(env_id))
-            pipeline.zrange(keys.queue(env_id), 0, 0)
-        replies = await self._read(pipeline.execute()) if environments else []
-        ages = self._redis.pipeline(transaction=False)
-        for index, (keys, _) in enumerate(environments):
-            queued, waiting, head = replies[3 * index : 3 * index + 3]
-            totals.update(queued=queued, waiting=waiting)
-            for run_id in head:
-                ages.hget(keys.entry(run_id.decode()), "accepted_ms")
-        accepted = await self._read(ages.execute(raise_on_error=False)) if len(ages) else []
-        moments = [int(moment) for moment in accepted if isinstance(moment, bytes) and moment.isdigit()]
-        return now_ms - min(moments) if moments else None
-
-    async def _owners(self, runs: Sequence[tuple[PartitionKeys, str]]) -> list[tuple[str, str]]:
-        """Return (organization, environment) of each run; empty names where its entry is gone."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for keys, run_id in runs:
-            pipeline.hmget(keys.entry(run_id), "org", "env")
-        found = await self._read(pipeline.execute(raise_on_error=False)) if runs else []
-        return [("", "") if isinstance(pair, Exception) or None in pair else (pair[0].decode(), pair[1].decode()) for pair in found]
 
     def _peek(self, ready: Ready, limit: int) -> scripts.Call[tuple[str, ...]]:
         keys = self.keyspace.of(ready.org_id)
@@ -428,19 +326,32 @@ class Buffer:
             run_id=run_ids,
         )
 
+    @staticmethod
+    def _reclaim(keys: PartitionKeys, run_id: str, org_id: str, env_id: str) -> scripts.Call[Settlement]:
+        return scripts.reclaim(
+            entry=keys.entry(run_id),
+            queue=keys.queue(env_id),
+            envs=keys.envs(org_id),
+            orgs=keys.orgs,
+            draining=keys.draining,
+            run_id=run_id,
+            env_id=env_id,
+            org_id=org_id,
+        )
+
     def _with_keys(self, entries: Iterable[Entry]) -> Iterable[tuple[PartitionKeys, Entry]]:
         return ((self.keyspace.of(entry.org_id), entry) for entry in entries)
-
-    @staticmethod
-    async def _read(reply: Any) -> Any:
-        try:
-            return await reply
-        except (RedisError, OSError) as error:
-            raise BufferUnavailableError(str(error)) from error
 
 
 def _binding(keys: PartitionKeys, entry: Entry) -> str | None:
     return keys.idempotency(entry.idempotency) if entry.idempotency else None
+
+
+def _owner(reply: Any) -> tuple[str, str]:
+    """Return (organization, environment) of an entry; empty names where it is gone or does not read as one."""
+    if isinstance(reply, RedisError) or None in reply:
+        return "", ""
+    return reply[0].decode(), reply[1].decode()
 
 
 def _one(results: list[Settlement | BufferUnavailableError]) -> Settlement:
@@ -451,48 +362,16 @@ def _one(results: list[Settlement | BufferUnavailableError]) -> Settlement:
 
 
 def _as_popped(reply: scripts.PoppedFields) -> Popped:
-    entries: list[Entry] = []
-    malformed = [MalformedEntryError(run_id, "fields are missing or of another environment") for run_id in reply.malformed]
+    taken: list[Entry] = []
+    malformed = [
+        MalformedEntryError(run_id, "fields are missing or of another environment") for run_id in reply.malformed
+    ]
     for run_id, fields in reply.taken:
-        found = _as_entry_or_error(run_id, fields, reply.now_ms)
-        match found:
-            case Entry():
-                entries.append(found)
-            case MalformedEntryError():
-                malformed.append(found)
+        match entries.parse(run_id, fields, reply.now_ms):
+            case Entry() as entry:
+                taken.append(entry)
+            case MalformedEntryError() as error:
+                malformed.append(error)
             case None:
                 pass
-    return Popped(tuple(entries), tuple(malformed), reply.dropped)
-
-
-def _as_entry_or_error(run_id: str, fields: Any, now_ms: int | None = None) -> Entry | MalformedEntryError | None:
-    if isinstance(fields, Exception):
-        return MalformedEntryError(run_id, str(fields))
-    if not fields:
-        return None
-    named = {(name.decode("utf-8", "replace") if isinstance(name, bytes) else name): value for name, value in fields.items()}
-    try:
-        return _as_entry(run_id, named, now_ms)
-    except (KeyError, ValueError) as error:
-        return MalformedEntryError(run_id, f"field {error}" if isinstance(error, KeyError) else str(error))
-
-
-def _as_entry(run_id: str, fields: Mapping[str, bytes], now_ms: int | None) -> Entry:
-    accepted_at_ms = int(fields["accepted_ms"])
-    return Entry(
-        run_id=run_id,
-        env_id=fields["env"].decode(),
-        org_id=fields["org"].decode(),
-        kind=EntryKind(fields["kind"].decode()),
-        state=EntryState(fields["state"].decode()),
-        sequence=int(fields["seq"]),
-        attempts=int(fields.get("attempts", b"0")),
-        reclaims=int(fields.get("reclaims", b"0")),
-        accepted_at_ms=accepted_at_ms,
-        payload=fields["payload"],
-        lease=int(fields.get("lease", b"0")),
-        dwell_ms=max(0, now_ms - accepted_at_ms) if now_ms is not None else 0,
-        not_before_ms=int(fields["not_before_ms"]) if "not_before_ms" in fields else None,
-        idempotency=fields["idempotency"].decode() if "idempotency" in fields else None,
-        error=fields["error"].decode("utf-8", "replace") if "error" in fields else None,
-    )
+    return Popped(tuple(taken), tuple(malformed), reply.dropped)

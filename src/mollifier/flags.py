@@ -19,7 +19,9 @@ class FlagResolver:
     `global_flags` returns the global rows as last read (name -> JSON value).
     """
 
-    def __init__(self, global_flags: Callable[[], Mapping[str, Any]], flag: str = ORG_FLAG, *, default: bool = False) -> None:
+    def __init__(
+        self, global_flags: Callable[[], Mapping[str, Any]], flag: str = ORG_FLAG, *, default: bool = False
+    ) -> None:
         self._global_flags = global_flags
         self._flag = flag
         self._default = default

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import EntryKind, Verdict
+from mollifier.server import Command, Server
 
 T = TypeVar("T")
 Argument = str | bytes | int
@@ -50,7 +50,7 @@ class PoppedFields(msgspec.Struct, frozen=True):
     """What a pop took: entries as the hashes they are, runs whose entry does not read as one, and references dropped."""
 
     now_ms: int
-    taken: tuple[tuple[str, Mapping[str, bytes]], ...]
+    taken: tuple[tuple[str, Mapping[bytes, bytes]], ...]
     malformed: tuple[str, ...]
     dropped: int
 
@@ -66,52 +66,40 @@ def load(name: str) -> Script:
 
 
 class Scripts:
-    """Runs calls against one server. Every failure to get a reply is a BufferUnavailableError."""
+    """Runs calls against one server."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, server: Server) -> None:
+        self._server = server
 
     async def run(self, call: Call[T]) -> T:
-        """Run one call: one round trip, two when the server does not know the script."""
-        script, parameters = call.script, (*call.keys, *call.args)
-        try:
-            try:
-                reply = await self._redis.execute_command("EVALSHA", script.sha, len(call.keys), *parameters)
-            except NoScriptError:
-                reply = await self._redis.execute_command("EVAL", script.source, len(call.keys), *parameters)
-        except (RedisError, OSError) as error:
-            raise BufferUnavailableError(f"{script.name}: {error}") from error
-        return call.parse(reply)
+        """Run one call: one round trip, two when the server does not know the script. Raises BufferUnavailableError."""
+        (result,) = await self.run_many([call])
+        if isinstance(result, BufferUnavailableError):
+            raise result
+        return result
 
     async def run_many(self, calls: Sequence[Call[T]]) -> list[T | BufferUnavailableError]:
         """Run many calls in one round trip; a call that fails answers its own error and harms no other.
 
         Raises BufferUnavailableError when the server gave no replies at all.
         """
-        if not calls:
-            return []
-        replies = await self._pipeline([("EVALSHA", call.script.sha, call) for call in calls])
+        replies = await self._server.run_many([_command("EVALSHA", call.script.sha, call) for call in calls])
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
-            again = await self._pipeline([("EVAL", calls[index].script.source, calls[index]) for index in unknown])
-            for index, reply in zip(unknown, again, strict=True):
+            by_source = [_command("EVAL", calls[index].script.source, calls[index]) for index in unknown]
+            for index, reply in zip(unknown, await self._server.run_many(by_source), strict=True):
                 replies[index] = reply
-        return [self._read(call, reply) for call, reply in zip(calls, replies, strict=True)]
+        return [_result(call, reply) for call, reply in zip(calls, replies, strict=True)]
 
-    async def _pipeline(self, commands: Iterable[tuple[str, str, Call[Any]]]) -> list[Any]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for verb, script, call in commands:
-            pipeline.execute_command(verb, script, len(call.keys), *call.keys, *call.args)
-        try:
-            return await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
-            raise BufferUnavailableError(str(error)) from error
 
-    @staticmethod
-    def _read(call: Call[T], reply: Any) -> T | BufferUnavailableError:
-        if isinstance(reply, ResponseError | RedisError):
-            return BufferUnavailableError(f"{call.script.name}: {reply}")
-        return call.parse(reply)
+def _command(verb: str, script: str, call: Call[Any]) -> Command:
+    return (verb, script, len(call.keys), *call.keys, *call.args)
+
+
+def _result(call: Call[T], reply: Any) -> T | BufferUnavailableError:
+    if isinstance(reply, RedisError):
+        return BufferUnavailableError(f"{call.script.name}: {reply}")
+    return call.parse(reply)
 
 
 # --- one function per script ---------------------------------------------------------------------------------------
@@ -122,7 +110,7 @@ def trip(*, rate: str, tripped: str, bucket_us: int, buckets: int, threshold: in
     return Call(load("trip"), (rate, tripped), (bucket_us, buckets, threshold, hold_ms), _verdict)
 
 
-def accept(  # noqa: PLR0913 - the names of the script's header
+def accept(
     *,
     entry: str,
     queue: str,
@@ -148,7 +136,7 @@ def peek(*, queue: str, waiting: str, limit: int) -> Call[tuple[str, ...]]:
     return Call(load("peek"), (queue, waiting), (limit,), _texts)
 
 
-def pop(  # noqa: PLR0913 - the names of the script's header
+def pop(
     *,
     queue: str,
     waiting: str,
@@ -169,12 +157,14 @@ def pop(  # noqa: PLR0913 - the names of the script's header
     return Call(load("pop"), keys, (env_id, org_id, lease_ms, take, *run_id), _popped)
 
 
-def ack(*, entry: str, draining: str, idempotency: str | None, run_id: str, lease: int, grace_ms: int) -> Call[Settlement]:
+def ack(
+    *, entry: str, draining: str, idempotency: str | None, run_id: str, lease: int, grace_ms: int
+) -> Call[Settlement]:
     """Settle an entry whose run exists; see `lua/ack.lua`."""
     return Call(load("ack"), (entry, draining, *_given(idempotency)), (run_id, lease, grace_ms), _settlement)
 
 
-def requeue(  # noqa: PLR0913 - the names of the script's header
+def requeue(
     *,
     entry: str,
     queue: str,
@@ -246,6 +236,6 @@ def _popped(reply: Any) -> PoppedFields:
     )
 
 
-def as_fields(flat: Sequence[bytes]) -> Mapping[str, bytes]:
+def as_fields(flat: Sequence[bytes]) -> Mapping[bytes, bytes]:
     """Pair up a flat hash reply: name, value, name, value."""
-    return {flat[i].decode("utf-8", "replace"): flat[i + 1] for i in range(0, len(flat), 2)}
+    return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}

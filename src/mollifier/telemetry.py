@@ -34,10 +34,18 @@ class Telemetry:
         meter = (meter_provider or metrics.get_meter_provider()).get_meter("mollifier")
         self.tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer("mollifier")
         self._decisions = meter.create_counter("mollifier.decisions", description="What the gate decided")
-        self._failures = meter.create_counter("mollifier.failed_open", description="Failures of the gate and the buffer that a trigger survived")
-        self._drained = meter.create_counter("mollifier.drain.entries", description="Entries settled by the drainer, by outcome")
-        self._dwell = meter.create_histogram("mollifier.drain.dwell", unit="ms", description="How long entries were in the buffer")
-        self._tick_failures = meter.create_counter("mollifier.drain.faults", description="Faults that cost the drainer a tick, by operation")
+        self._failures = meter.create_counter(
+            "mollifier.failed_open", description="Failures of the gate and the buffer that a trigger survived"
+        )
+        self._drained = meter.create_counter(
+            "mollifier.drain.entries", description="Entries settled by the drainer, by outcome"
+        )
+        self._dwell = meter.create_histogram(
+            "mollifier.drain.dwell", unit="ms", description="How long entries were in the buffer"
+        )
+        self._tick_failures = meter.create_counter(
+            "mollifier.drain.faults", description="Faults that cost the drainer a tick, by operation"
+        )
 
     def decided(self, inputs: GateInputs, decision: Decision) -> None:
         """Count one decision of the gate."""

@@ -101,7 +101,9 @@ class TriggerService:
             raise InvalidRequestError(FieldError("options.parentRunId", detail))
         return parent
 
-    async def _pass_gate(self, environment: Environment, request: TriggerRequest, snapshot: Snapshot) -> tuple[Emit, ...]:
+    async def _pass_gate(
+        self, environment: Environment, request: TriggerRequest, snapshot: Snapshot
+    ) -> tuple[Emit, ...]:
         inputs = GateInputs(
             org_id=environment.org_id,
             env_id=environment.id,

@@ -1,0 +1,49 @@
+"""Reading entries: from the fields of their hash to the struct, or to the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from mollifier.errors import MalformedEntryError
+from mollifier.model import Entry, EntryKind, EntryState
+
+
+def parse(run_id: str, fields: Any, now_ms: int | None = None) -> Entry | MalformedEntryError | None:
+    """Return the entry that the hash's fields say; None when the hash is empty.
+
+    A MalformedEntryError is returned, not raised: one bad entry is a fact about it, not about its neighbours. With `now_ms`, the
+    server's clock, the entry carries its dwell.
+    """
+    if isinstance(fields, Exception):
+        return MalformedEntryError(run_id, str(fields))
+    if not fields:
+        return None
+    named = {name.decode("utf-8", "replace"): value for name, value in cast("Mapping[bytes, bytes]", fields).items()}
+    try:
+        return _entry(run_id, named, now_ms)
+    except KeyError as error:
+        return MalformedEntryError(run_id, f"field {error} is missing")
+    except ValueError as error:
+        return MalformedEntryError(run_id, str(error))
+
+
+def _entry(run_id: str, fields: Mapping[str, bytes], now_ms: int | None) -> Entry:
+    accepted_at_ms = int(fields["accepted_ms"])
+    return Entry(
+        run_id=run_id,
+        env_id=fields["env"].decode(),
+        org_id=fields["org"].decode(),
+        kind=EntryKind(fields["kind"].decode()),
+        state=EntryState(fields["state"].decode()),
+        sequence=int(fields["seq"]),
+        attempts=int(fields.get("attempts", b"0")),
+        reclaims=int(fields.get("reclaims", b"0")),
+        accepted_at_ms=accepted_at_ms,
+        payload=fields["payload"],
+        lease=int(fields.get("lease", b"0")),
+        dwell_ms=max(0, now_ms - accepted_at_ms) if now_ms is not None else 0,
+        not_before_ms=int(fields["not_before_ms"]) if "not_before_ms" in fields else None,
+        idempotency=fields["idempotency"].decode() if "idempotency" in fields else None,
+        error=fields["error"].decode("utf-8", "replace") if "error" in fields else None,
+    )

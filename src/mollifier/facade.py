@@ -1,0 +1,121 @@
+"""Mollifier in one object: the flow's parts built from settings and joined to an application's run engine."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from redis.asyncio import Redis
+
+from mollifier.buffer import Buffer
+from mollifier.drainer import Drainer, Handler
+from mollifier.engine import RunEngine, TaskCatalog
+from mollifier.flags import FlagResolver
+from mollifier.gate import Gate
+from mollifier.keys import Keyspace
+from mollifier.scripts import Scripts
+from mollifier.server import Server, connect
+from mollifier.settings import Settings, variable
+from mollifier.telemetry import Telemetry
+from mollifier.trigger import TriggerService
+from mollifier.trip import TripEvaluator
+
+log = logging.getLogger(__name__)
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+_TIME_DIGITS = 9
+_RANDOM_DIGITS = 16
+
+
+class Mollifier:
+    """The parts, ready to use; building it opens no connection.
+
+    `settings` is one struct, or a function that returns the current one. `global_flags` returns the global flag rows as last read.
+    The client made here answers bytes, retries nothing and is closed by `aclose`; one that is passed in must answer bytes too.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | Callable[[], Settings],
+        *,
+        engine: RunEngine,
+        tasks: TaskCatalog,
+        global_flags: Callable[[], Mapping[str, Any]] = dict,
+        redis: Redis | None = None,
+        telemetry: Telemetry | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        new_run_id: Callable[[datetime], str] | None = None,
+    ) -> None:
+        current = settings() if callable(settings) else settings
+        self.settings: Callable[[], Settings] = settings if callable(settings) else lambda: current
+        self.telemetry = telemetry or Telemetry()
+        self._own_redis = connect(current.redis_url) if redis is None and current.redis_url else None
+        client = redis or self._own_redis
+        server = Server(client) if client is not None else None
+        if current.enabled and server is None:
+            _warn_without_server()
+        self.buffer = Buffer(server, self.settings) if server else None
+        evaluator = TripEvaluator(Scripts(server), Keyspace(current.partitions), self.settings) if server else None
+        self.gate = Gate(
+            enabled=lambda: self.settings().enabled,
+            shadow_mode=lambda: self.settings().shadow_mode,
+            flag=FlagResolver(global_flags),
+            evaluator=evaluator,
+            recorder=self.telemetry,
+            deadline_ms=lambda: self.settings().gate_deadline_ms,
+        )
+        self.triggers = TriggerService(
+            settings=self.settings,
+            gate=self.gate,
+            buffer=self.buffer,
+            engine=engine,
+            tasks=tasks,
+            telemetry=self.telemetry,
+            clock=clock,
+            new_run_id=new_run_id or run_id,
+        )
+
+    def drainer(self, handler: Handler) -> Drainer:
+        """Return a drainer of this buffer. Raises ValueError when no buffer is configured."""
+        if self.buffer is None:
+            raise ValueError(f"nothing to drain: set {variable('redis_url')}")
+        return Drainer(self.buffer, handler, self.settings, self.telemetry)
+
+    async def aclose(self) -> None:
+        """Close the connections that were opened here."""
+        if self._own_redis is not None:
+            await self._own_redis.aclose()
+
+
+def run_id(now: datetime) -> str:
+    """Return a new run id, `run_` and 25 characters: the moment in milliseconds, then 82 random bits.
+
+    Ids made later sort later, which keeps the index that holds them compact.
+    """
+    moment = _base36(int(now.timestamp() * 1000), _TIME_DIGITS)
+    return f"run_{moment}{_base36(secrets.randbelow(36**_RANDOM_DIGITS), _RANDOM_DIGITS)}"
+
+
+def _base36(number: int, digits: int) -> str:
+    text = ""
+    for _ in range(digits):
+        number, digit = divmod(number, 36)
+        text = _ALPHABET[digit] + text
+    return text
+
+
+@cache
+def _warn_without_server() -> None:
+    log.warning(
+        "mollifier.no_buffer",
+        extra={
+            "fields": {
+                "detail": f"{variable('enabled')} is on but no server is configured, so every trigger passes through; "
+                f"set {variable('redis_url')} to a Valkey or Redis of Mollifier's own"
+            }
+        },
+    )

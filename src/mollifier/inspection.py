@@ -1,0 +1,93 @@
+"""Looking into the buffer: entries by run id, and what it holds in all. Reads only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from mollifier.entries import parse
+from mollifier.errors import MalformedEntryError
+from mollifier.keys import Keyspace, PartitionKeys
+from mollifier.model import Entry
+from mollifier.server import Server
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """How much the buffer holds. `oldest_ms` is the age of the longest-held queued entry, None when nothing is queued."""
+
+    queued: int
+    waiting: int
+    draining: int
+    failed: int
+    organizations: tuple[str, ...]
+    oldest_ms: int | None
+
+    @property
+    def left(self) -> int:
+        """Everything that is not settled."""
+        return self.queued + self.waiting + self.draining + self.failed
+
+
+async def entries(
+    server: Server, keys: PartitionKeys, run_ids: Sequence[str]
+) -> list[Entry | MalformedEntryError | None]:
+    """Return the entries of these runs in one round trip: None where there is none, an error where one does not parse."""
+    hashes = await server.run_many([("HGETALL", keys.entry(run_id)) for run_id in run_ids])
+    return [parse(run_id, fields) for run_id, fields in zip(run_ids, hashes, strict=True)]
+
+
+async def count(server: Server, keyspace: Keyspace) -> Counts:
+    """Count everything in the buffer. A handful of round trips, whatever it holds."""
+    now_ms = await server.now_ms()
+    draining = await server.run_many([("ZCARD", keys.draining) for keys in keyspace.partitions])
+    failed = await server.run_many([("ZCARD", keys.failed) for keys in keyspace.partitions])
+    organizations = await _members(server, [(keys, keys.orgs) for keys in keyspace.partitions])
+    environments = await _members(server, [(keys, keys.envs(org_id)) for keys, org_id in organizations])
+    totals, heads = await _queues(server, environments)
+    accepted = await server.run_many([("HGET", keys.entry(run_id), "accepted_ms") for keys, run_id in heads])
+    moments = [int(moment) for moment in accepted if isinstance(moment, bytes) and moment.isdigit()]
+    return Counts(
+        queued=totals["queued"],
+        waiting=totals["waiting"],
+        draining=sum(_number(reply) for reply in draining),
+        failed=sum(_number(reply) for reply in failed),
+        organizations=tuple(sorted(org_id for _, org_id in organizations)),
+        oldest_ms=max(0, now_ms - min(moments)) if moments else None,
+    )
+
+
+async def _members(server: Server, sets: Sequence[tuple[PartitionKeys, str]]) -> list[tuple[PartitionKeys, str]]:
+    replies = await server.run_many([("ZRANGE", key, 0, -1) for _, key in sets])
+    return [
+        (keys, member.decode()) for (keys, _), members in zip(sets, replies, strict=True) for member in listed(members)
+    ]
+
+
+async def _queues(
+    server: Server, environments: Sequence[tuple[PartitionKeys, str]]
+) -> tuple[Counter[str], list[tuple[PartitionKeys, str]]]:
+    """Return how many runs are queued and waiting, and the run at the head of each queue."""
+    totals: Counter[str] = Counter()
+    for noun, of in (("queued", PartitionKeys.queue), ("waiting", PartitionKeys.waiting)):
+        sizes = await server.run_many([("ZCARD", of(keys, env_id)) for keys, env_id in environments])
+        totals[noun] = sum(_number(size) for size in sizes)
+    firsts = await server.run_many([("ZRANGE", keys.queue(env_id), 0, 0) for keys, env_id in environments])
+    heads = [
+        (keys, first[0].decode())
+        for (keys, _), first in zip(environments, firsts, strict=True)
+        if first and not isinstance(first, RedisError)
+    ]
+    return totals, heads
+
+
+def listed(reply: Any) -> list[bytes]:
+    """Return a list reply; a set that answers an error has no members."""
+    return [] if isinstance(reply, RedisError) else reply
+
+
+def _number(reply: Any) -> int:
+    return reply if isinstance(reply, int) else 0

@@ -1,0 +1,67 @@
+"""The buffer's server, seen from here: commands in, raw replies out, one kind of failure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from mollifier.errors import BufferUnavailableError
+
+Command = tuple[str | bytes | int | float, ...]
+Reply = Any
+
+_CONNECTIONS = 64
+_CONNECT_TIMEOUT_S = 1.0
+_REPLY_TIMEOUT_S = 5.0
+
+
+class Server:
+    """Runs commands on one Valkey or Redis. The client must answer bytes (`decode_responses=False`)."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def run(self, *command: str | bytes | float) -> Reply:
+        """Run one command. Raises BufferUnavailableError when there is no answer, RedisError when the answer is an error."""
+        (reply,) = await self.run_many([command])
+        if isinstance(reply, RedisError):
+            raise reply
+        return reply
+
+    async def run_many(self, commands: Sequence[Command]) -> list[Reply]:
+        """Run many commands in one round trip; a command that fails has its error in its place.
+
+        Raises BufferUnavailableError when the server gave no answers at all.
+        """
+        if not commands:
+            return []
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType] - the client types no raw command
+        try:
+            return await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            raise BufferUnavailableError(str(error)) from error
+
+    async def now_ms(self) -> int:
+        """Return the server's clock, milliseconds since the epoch."""
+        seconds, microseconds = await self.run("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def connect(redis_url: str) -> Redis:
+    """Return a client of the buffer's server, not yet connected: bounded, without retries, so that a fault is seen at once."""
+    pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] - the client leaves its options untyped
+        redis_url,
+        max_connections=_CONNECTIONS,
+        timeout=_REPLY_TIMEOUT_S,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        socket_timeout=_REPLY_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis.from_pool(pool)

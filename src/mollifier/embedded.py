@@ -3,7 +3,7 @@
     async with EmbeddedStack() as stack:
         print(stack.redis_url, stack.database_url)
 
-Both listen on Unix sockets in a private folder, so any number of stacks run side by side. A guard process (`_guard.py`) owns the servers and stops
+Both listen on Unix sockets in a private folder, so any number of stacks run side by side. A guard process (`_guard/`) owns the servers and stops
 them however this process ends. The wheels' programs are run directly; their Python code is never imported.
 """
 
@@ -34,7 +34,7 @@ from mollifier.errors import MollifierError
 ServerName = Literal["valkey", "postgres"]
 Progress = Callable[[str], object]
 
-GUARD = Path(__file__).with_name("_guard.py")
+GUARD = Path(__file__).parent / "_guard" / "__main__.py"
 CLOSE_S = 30.0
 
 
@@ -157,6 +157,7 @@ class EmbeddedStack:
             if self._guard is not None:
                 self._guard.hang_up()
             await asyncio.wait([opening])
+            opening.exception()
             await asyncio.to_thread(self._close)
             raise
 
@@ -174,7 +175,7 @@ class EmbeddedStack:
         self._guard = guard = _Guard(order)
         try:
             state = guard.answer(report)
-            redis_url = f"unix://{state['socket']}?db=0" if self._valkey else ""
+            redis_url = f"unix://{state['run']}/valkey.sock?db=0" if self._valkey else ""
             database_url = f"postgresql://mollifier@/mollifier?host={state['run']}&port=5432" if self._postgres else ""
             if self._postgres:
                 create_database(database_url, if_missing=True)
@@ -235,7 +236,7 @@ class _Guard:
     def hang_up(self) -> None:
         """Ask the guard to end. It would also notice the closed pipe, unless a child that this process forked holds it open."""
         assert self.process.stdin is not None  # noqa: S101 - as above.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(EmbeddedError):
             self._send({"end": True})
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -257,7 +258,7 @@ class _Guard:
         try:
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # The latter where this end is closed.
             raise EmbeddedError("The guard of the embedded servers ended; start the stack again.") from None
 
 

@@ -73,8 +73,9 @@ class Buffer:
     async def claim_layout(self) -> None:
         """Record the number of partitions at the first boot; raise SettingsError when the buffer was made with another."""
         wanted = len(self.keyspace.partitions)
-        recorded = await self._server.run("SET", PARTITIONS, wanted, "NX", "GET")
-        if recorded is not None and int(recorded) != wanted:
+        await self._server.run("SET", PARTITIONS, wanted, "NX")
+        recorded = await self._server.run("GET", PARTITIONS)
+        if int(recorded) != wanted:
             detail = f"is {wanted}, but this buffer was made with {int(recorded)}; entries would be out of reach. Set it back"
             raise SettingsError(variable("partitions"), detail)
 
@@ -167,7 +168,7 @@ class Buffer:
         calls = [
             (index, self._pop(ready, limit, head))
             for index, ((ready, limit), head) in enumerate(zip(shares, heads, strict=True))
-            if head and not isinstance(head, BufferUnavailableError)
+            if not isinstance(head, BufferUnavailableError)
         ]
         results: list[Popped | BufferUnavailableError] = [
             head if isinstance(head, BufferUnavailableError) else Popped() for head in heads
@@ -334,6 +335,7 @@ class Buffer:
             envs=keys.envs(org_id),
             orgs=keys.orgs,
             draining=keys.draining,
+            failed=keys.failed,
             run_id=run_id,
             env_id=env_id,
             org_id=org_id,

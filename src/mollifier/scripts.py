@@ -197,10 +197,10 @@ def extend(*, entry: str, draining: str, run_id: str, lease: int, lease_ms: int)
 
 
 def reclaim(
-    *, entry: str, queue: str, envs: str, orgs: str, draining: str, run_id: str, env_id: str, org_id: str
+    *, entry: str, queue: str, envs: str, orgs: str, draining: str, failed: str, run_id: str, env_id: str, org_id: str
 ) -> Call[Settlement]:
     """Put back an entry whose lease ran out; see `lua/reclaim.lua`."""
-    return Call(load("reclaim"), (entry, queue, envs, orgs, draining), (run_id, env_id, org_id), _settlement)
+    return Call(load("reclaim"), (entry, queue, envs, orgs, draining, failed), (run_id, env_id, org_id), _settlement)
 
 
 # --- reading replies -----------------------------------------------------------------------------------------------

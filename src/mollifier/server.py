@@ -27,10 +27,10 @@ class Server:
         self._redis = redis
 
     async def run(self, *command: str | bytes | float) -> Reply:
-        """Run one command. Raises BufferUnavailableError when there is no answer, RedisError when the answer is an error."""
+        """Run one command. Raises BufferUnavailableError when there is no answer, or when the answer is an error."""
         (reply,) = await self.run_many([command])
         if isinstance(reply, RedisError):
-            raise reply
+            raise BufferUnavailableError(f"{command[0]}: {reply}") from reply
         return reply
 
     async def run_many(self, commands: Sequence[Command]) -> list[Reply]:

@@ -17,8 +17,7 @@ if verdict == 'held' then
   redis.call('HSET', KEYS[1], 'state', 'FAILED', 'error', ARGV[3])
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
   redis.call('HDEL', KEYS[1], 'lease')
-  local lifetime = redis.call('PTTL', KEYS[1])
-  add(KEYS[3], string.format('%.0f', now_ms()), ARGV[1], lifetime > 0 and lifetime or 0)
+  add(KEYS[3], string.format('%.0f', now_ms()), ARGV[1], ttl_of(KEYS[1]))
   if KEYS[4] and redis.call('GET', KEYS[4]) == ARGV[1] then redis.call('DEL', KEYS[4]) end
 end
 return verdict

@@ -5,12 +5,12 @@
 -- @include clock
 -- KEYS  1 queue    sorted set: the environment's queued runs by sequence
 --       2 waiting  sorted set: '<sequence>:<run_id>' by not-before moment
--- ARGV  1 limit  how many to name, and the most to bring back
+-- ARGV  1 limit  how many to name
 -- Returns {run_id ...}, oldest first
-local due = redis.call('ZRANGE', KEYS[2], '-inf', string.format('%.0f', now_ms()), 'BYSCORE', 'LIMIT', 0, ARGV[1])
+-- All that are due come back before any is named, for the last one to fall due may be the oldest; a thousand bound the script's time.
+local due = redis.call('ZRANGE', KEYS[2], '-inf', string.format('%.0f', now_ms()), 'BYSCORE', 'LIMIT', 0, 1000)
 if #due > 0 then
-  local lifetime = redis.call('PTTL', KEYS[2])
-  local ttl = lifetime > 0 and lifetime or 0
+  local ttl = ttl_of(KEYS[2])
   for _, member in ipairs(due) do
     local colon = string.find(member, ':', 1, true)
     add(KEYS[1], string.sub(member, 1, colon - 1), string.sub(member, colon + 1), ttl)

@@ -2,8 +2,10 @@
 --
 -- Takes from the head only while the head is one of the declared entries, so first-in-first-out holds among many drainers.
 -- A reference whose entry is gone is dropped; one whose entry does not read as an entry goes to the failed list, untouched.
+-- With no entry declared it takes none, and takes an environment that has nothing left out of the ready index.
 -- @include index
 -- @include clock
+-- @include entry
 -- KEYS  1 queue     sorted set: the environment's queued runs by sequence
 --       2 waiting   sorted set: '<sequence>:<run_id>' by not-before moment
 --       3 envs      sorted set: the organization's environments by due moment
@@ -24,22 +26,20 @@ for i = 8, #KEYS do entry_of[ARGV[i - 3]] = KEYS[i] end
 local now = now_ms()
 local deadline = string.format('%.0f', now + ARGV[3])
 local taken, malformed, dropped = {}, {}, 0
-for _, run_id in ipairs(redis.call('ZRANGE', KEYS[1], 0, #KEYS - 8)) do
+local head = #KEYS > 7 and redis.call('ZRANGE', KEYS[1], 0, #KEYS - 8) or {}
+for _, run_id in ipairs(head) do
   local entry = entry_of[run_id]
   if not entry or #taken == tonumber(ARGV[4]) then break end
   redis.call('ZREM', KEYS[1], run_id)
-  local found = redis.pcall('HMGET', entry, 'env', 'org', 'seq', 'payload')
-  if found.err or ((found[1] or found[2] or found[3] or found[4]) and
-      (found[1] ~= ARGV[1] or found[2] ~= ARGV[2] or not found[3] or not found[4])) then
-    redis.call('ZADD', KEYS[6], string.format('%.0f', now), run_id)
-    malformed[#malformed + 1] = run_id
-  elseif not found[1] then
+  if redis.call('EXISTS', entry) == 0 then
     dropped = dropped + 1
+  elseif not reads_as_entry(entry, ARGV[1], ARGV[2]) then
+    add(KEYS[6], string.format('%.0f', now), run_id, ttl_of(entry))
+    malformed[#malformed + 1] = run_id
   else
     redis.call('HSET', entry, 'state', 'DRAINING', 'lease', redis.call('INCR', KEYS[7]))
     redis.call('HDEL', entry, 'not_before_ms')
-    local lifetime = redis.call('PTTL', entry)
-    add(KEYS[5], deadline, run_id, lifetime > 0 and lifetime or 0)
+    add(KEYS[5], deadline, run_id, ttl_of(entry))
     local fields = redis.call('HGETALL', entry)
     table.insert(fields, 1, run_id)
     taken[#taken + 1] = fields

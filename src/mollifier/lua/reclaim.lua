@@ -2,24 +2,31 @@
 --
 -- @include index
 -- @include clock
+-- @include entry
 -- KEYS  1 entry     hash: the entry
 --       2 queue     sorted set: the environment's queued runs by sequence
 --       3 envs      sorted set: the organization's environments by due moment
 --       4 orgs      sorted set: the partition's organizations by due moment
 --       5 draining  sorted set: the partition's leased runs by the moment their lease ends
+--       6 failed    sorted set: the partition's failed runs by the moment they failed
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
--- Returns 'held' (reclaimed) | 'missing' (no such entry; its reference is dropped) | 'stale' (its lease has not run out)
+-- Returns 'held' (reclaimed) | 'stale' (its lease has not run out) | 'missing' (the lease alone is dropped, and an entry that does
+-- not read as one is listed as failed, untouched)
 local now = now_ms()
 local deadline = redis.call('ZSCORE', KEYS[5], ARGV[1])
 if not deadline or tonumber(deadline) > now then return 'stale' end
 redis.call('ZREM', KEYS[5], ARGV[1])
-local found = redis.pcall('HMGET', KEYS[1], 'state', 'seq')
-if found.err or found[1] ~= 'DRAINING' then return 'missing' end
+if redis.call('EXISTS', KEYS[1]) == 0 then return 'missing' end
+local ttl = ttl_of(KEYS[1])
+if not reads_as_entry(KEYS[1], ARGV[2], ARGV[3]) then
+  add(KEYS[6], string.format('%.0f', now), ARGV[1], ttl)
+  return 'missing'
+end
+local found = redis.call('HMGET', KEYS[1], 'state', 'seq')
+if found[1] ~= 'DRAINING' then return 'missing' end
 
-local lifetime = redis.call('PTTL', KEYS[1])
-local ttl = lifetime > 0 and lifetime or 0
 redis.call('HSET', KEYS[1], 'state', 'QUEUED')
 redis.call('HDEL', KEYS[1], 'lease')
 redis.call('HINCRBY', KEYS[1], 'reclaims', 1)

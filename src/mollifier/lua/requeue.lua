@@ -20,8 +20,7 @@ local verdict = holds(KEYS[1], ARGV[4])
 if verdict ~= 'stale' then redis.call('ZREM', KEYS[6], ARGV[1]) end
 if verdict ~= 'held' then return verdict end
 
-local lifetime = redis.call('PTTL', KEYS[1])
-local ttl = lifetime > 0 and lifetime or 0
+local ttl = ttl_of(KEYS[1])
 local sequence = redis.call('HGET', KEYS[1], 'seq')
 redis.call('HSET', KEYS[1], 'state', 'QUEUED')
 redis.call('HDEL', KEYS[1], 'lease')

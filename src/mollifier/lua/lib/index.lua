@@ -13,6 +13,12 @@ local function outlive(key, before, ttl)
   end
 end
 
+-- What is left of an entry's life, as a ttl.
+local function ttl_of(key)
+  local left = redis.call('PTTL', key)
+  return left < 0 and 0 or math.max(left, 1)
+end
+
 -- Add a member to a sorted set that must outlive it; with LT an earlier score stays.
 local function add(key, score, member, ttl)
   local before = redis.call('PTTL', key)

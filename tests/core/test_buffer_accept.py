@@ -1,0 +1,199 @@
+"""Accept: one run is stored once, under the next sequence number, whatever comes twice and whatever it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from mollifier.buffer import Accepted, Buffer, DuplicateKey, DuplicateRun
+from mollifier.errors import SettingsError
+from mollifier.keys import PartitionKeys, idempotency_digest
+from mollifier.model import EntryKind, EntryState
+from mollifier.server import Server
+from mollifier.settings import Settings
+from tests.core.support import ENV, ORG, SETTINGS, execute, hold, state_of, take
+
+KEY = ("task", "key")
+
+
+async def test_an_accepted_entry_is_queued_with_everything_it_was_given(buffer: Buffer, redis_client: Redis) -> None:
+    seconds, _ = await execute(redis_client, "TIME")
+    outcome = await buffer.accept("run", ENV, ORG, b"payload")
+    assert outcome == Accepted("run", 1)
+    entry = await buffer.get_entry(ORG, "run")
+    assert entry is not None
+    assert (entry.run_id, entry.env_id, entry.org_id, entry.payload) == ("run", ENV, ORG, b"payload")
+    assert (entry.state, entry.kind, entry.sequence) == (EntryState.QUEUED, EntryKind.AUDIT, 1)
+    assert (entry.attempts, entry.reclaims, entry.lease) == (0, 0, 0)
+    assert (entry.not_before_ms, entry.idempotency, entry.error) == (None, None, None)
+    assert entry.accepted_at_ms >= int(seconds) * 1000
+
+
+async def test_an_accept_makes_the_environment_ready(buffer: Buffer) -> None:
+    await hold(buffer, "run")
+    assert await buffer.ready() == {ORG: (ENV,)}
+
+
+async def test_sequence_numbers_rise_within_an_environment(buffer: Buffer) -> None:
+    outcomes = [await buffer.accept(f"run-{n}", ENV, ORG, b"") for n in range(5)]
+    sequences = [outcome.sequence for outcome in outcomes if isinstance(outcome, Accepted)]
+    assert sequences == sorted(set(sequences))
+    assert len(sequences) == 5
+
+
+async def arrange(buffer: Buffer, state: EntryState) -> None:
+    """Bring the run `run` into the state."""
+    await hold(buffer, "run")
+    if state is EntryState.QUEUED:
+        return
+    entry = await take(buffer)
+    if state is EntryState.MATERIALISED:
+        assert await buffer.ack(entry) == "held"
+    if state is EntryState.FAILED:
+        assert await buffer.fail(entry, "error") == "held"
+
+
+@pytest.mark.parametrize("state", EntryState)
+async def test_a_second_accept_of_a_run_in_any_state_changes_nothing_and_says_so(
+    buffer: Buffer, redis_client: Redis, state: EntryState
+) -> None:
+    await arrange(buffer, state)
+    before = await state_of(redis_client)
+    again = await buffer.accept("run", ENV, ORG, b"another payload", kind=EntryKind.HELD, idempotency=KEY)
+    assert again == DuplicateRun("run")
+    assert await state_of(redis_client) == before
+
+
+async def test_a_second_accept_of_a_waiting_run_changes_nothing(buffer: Buffer, redis_client: Redis) -> None:
+    await hold(buffer, "run")
+    assert await buffer.requeue(await take(buffer), not_before_ms=2**42) == "held"
+    before = await state_of(redis_client)
+    assert await buffer.accept("run", ENV, ORG, b"another payload") == DuplicateRun("run")
+    assert await state_of(redis_client) == before
+
+
+async def test_concurrent_accepts_of_one_run_make_one_entry(buffer: Buffer, redis_client: Redis) -> None:
+    outcomes = await asyncio.gather(*(buffer.accept("run", ENV, ORG, b"%d" % n) for n in range(20)))
+    assert [type(outcome) for outcome in outcomes].count(Accepted) == 1
+    assert outcomes.count(DuplicateRun("run")) == 19
+    assert (await take(buffer)).run_id == "run"
+    assert await buffer.pop(ORG, ENV) is None
+
+
+async def test_a_key_bound_to_a_live_entry_answers_that_entrys_run(buffer: Buffer, redis_client: Redis) -> None:
+    assert await buffer.accept("first", ENV, ORG, b"", idempotency=KEY) == Accepted("first", 1)
+    before = await state_of(redis_client)
+    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+    assert await state_of(redis_client) == before
+
+
+async def test_concurrent_accepts_of_one_key_make_one_entry(buffer: Buffer) -> None:
+    outcomes = await asyncio.gather(*(buffer.accept(f"run-{n}", ENV, ORG, b"", idempotency=KEY) for n in range(20)))
+    (winner,) = (outcome for outcome in outcomes if isinstance(outcome, Accepted))
+    assert outcomes.count(DuplicateKey(winner.run_id)) == 19
+    assert (await buffer.counts()).queued == 1
+
+
+@pytest.mark.parametrize("settle", ["ack", "fail"])
+async def test_a_key_is_free_again_once_its_entry_is_settled(buffer: Buffer, settle: str) -> None:
+    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    entry = await take(buffer)
+    assert await (buffer.ack(entry) if settle == "ack" else buffer.fail(entry, "error")) == "held"
+    assert isinstance(await buffer.accept("second", ENV, ORG, b"", idempotency=KEY), Accepted)
+
+
+async def test_a_key_stays_bound_while_its_entry_is_drained_and_retried(buffer: Buffer) -> None:
+    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    entry = await take(buffer)
+    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+    assert await buffer.requeue(entry) == "held"
+    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+
+
+async def test_a_late_settlement_frees_no_key_that_has_a_new_owner(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    entry = await take(buffer)
+    binding = keys.idempotency(idempotency_digest(ENV, *KEY))
+    await execute(redis_client, "SET", binding, "second", "EX", 60)
+    assert await buffer.ack(entry) == "held"
+    assert await buffer.accept("third", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("second")
+
+
+@pytest.mark.parametrize(
+    ("env", "key"),
+    [("other", KEY), (ENV, ("other", "key")), (ENV, ("task", "other")), (ENV, ("taskkey", "")), (ENV, ("tas", "kkey"))],
+)
+async def test_keys_of_other_environments_and_tasks_do_not_collide(
+    buffer: Buffer, env: str, key: tuple[str, str]
+) -> None:
+    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    assert isinstance(await buffer.accept("second", env, ORG, b"", idempotency=key), Accepted)
+
+
+names = (f"run-{number}" for number in itertools.count())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(payload=st.binary(max_size=2000) | st.text(max_size=500).map(lambda text: text.encode("utf-8", "surrogatepass")))
+async def test_payload_bytes_come_back_exactly_as_they_went_in(buffer: Buffer, payload: bytes) -> None:
+    run_id = next(names)
+    await hold(buffer, run_id, payload=payload)
+    stored = await buffer.get_entry(ORG, run_id)
+    assert stored is not None
+    assert stored.payload == payload
+    entry = await take(buffer)
+    assert (entry.run_id, entry.payload) == (run_id, payload)
+    assert await buffer.requeue(entry) == "held"
+    again = await take(buffer)
+    assert again.payload == payload
+    assert await buffer.ack(again) == "held"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"[]", b"{}", b"9007199254740993", b"1e309", b'"\\u0000"', b"\x00\xff", b"[" * 5000, b"x" * 1_000_000],
+    ids=[
+        "empty",
+        "empty array",
+        "empty object",
+        "2^53+1",
+        "1e309",
+        "NUL escape",
+        "bytes",
+        "deep nesting",
+        "a megabyte",
+    ],
+)
+async def test_awkward_payloads_survive_the_buffer(buffer: Buffer, payload: bytes) -> None:
+    await hold(buffer, "run", payload=payload)
+    assert (await take(buffer)).payload == payload
+
+
+@pytest.mark.leaves_keys("mollifier:partitions")
+async def test_a_buffer_made_with_another_number_of_partitions_is_refused(redis_client: Redis) -> None:
+    def buffer_of(partitions: int) -> Buffer:
+        settings = Settings(partitions=partitions)
+        return Buffer(Server(redis_client), lambda: settings)
+
+    await buffer_of(8).claim_layout()
+    await buffer_of(8).claim_layout()
+    with pytest.raises(SettingsError, match=r"MOLLIFIER_PARTITIONS.*16.*8"):
+        await buffer_of(16).claim_layout()
+    await buffer_of(8).claim_layout()
+
+
+async def test_an_audit_copys_lifetime_is_read_at_the_accept(redis_client: Redis, keys: PartitionKeys) -> None:
+    lifetime_s = 100
+    buffer = Buffer(Server(redis_client), lambda: Settings(partitions=SETTINGS.partitions, entry_ttl_s=lifetime_s))
+    await hold(buffer, "short")
+    lifetime_s = 5000
+    await hold(buffer, "long")
+    assert 0 < await execute(redis_client, "PTTL", keys.entry("short")) <= 100_000
+    assert 100_000 < await execute(redis_client, "PTTL", keys.entry("long")) <= 5_000_000

@@ -1,0 +1,271 @@
+"""Pop: the oldest entries first, under a lease each, past whatever is gone or broken, and nothing partial left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+from redis.asyncio import Redis
+
+from mollifier.buffer import Buffer, Popped, Ready
+from mollifier.errors import BufferUnavailableError, MalformedEntryError
+from mollifier.keys import PartitionKeys
+from mollifier.model import Entry, EntryKind, EntryState
+from tests.core.support import ENV, ORG, drain_ids, execute, hold, lifetime_ms, state_of, take
+
+HERE = Ready(ORG, ENV)
+
+
+async def pop_some(buffer: Buffer, limit: int, ready: Ready = HERE) -> Popped:
+    (popped,) = await buffer.pop_many([(ready, limit)])
+    assert isinstance(popped, Popped)
+    return popped
+
+
+def ids(popped: Popped) -> list[str]:
+    return [entry.run_id for entry in popped.entries]
+
+
+async def test_pop_takes_the_oldest_entry_and_marks_it_draining(buffer: Buffer) -> None:
+    await hold(buffer, "first", "second")
+    entry = await take(buffer)
+    assert (entry.run_id, entry.state, entry.payload) == ("first", EntryState.DRAINING, b"payload")
+    assert entry.lease > 0
+    stored = await buffer.get_entry(ORG, "first")
+    assert stored is not None
+    assert (stored.state, stored.lease) == (EntryState.DRAINING, entry.lease)
+
+
+async def test_pop_of_an_environment_that_has_nothing_is_none_and_changes_nothing(
+    buffer: Buffer, redis_client: Redis
+) -> None:
+    await hold(buffer, "elsewhere", env="other")
+    before = await state_of(redis_client)
+    assert await buffer.pop(ORG, ENV) is None
+    assert await state_of(redis_client) == before
+
+
+async def test_entries_come_in_the_order_in_which_they_were_accepted(buffer: Buffer) -> None:
+    names = [f"run-{n}" for n in (5, 3, 11, 1, 2)]
+    await hold(buffer, *names)
+    assert await drain_ids(buffer) == names
+
+
+async def test_a_batch_takes_the_oldest_first_and_no_more_than_asked(buffer: Buffer) -> None:
+    await hold(buffer, *"abcde")
+    assert ids(await pop_some(buffer, 3)) == ["a", "b", "c"]
+    assert ids(await pop_some(buffer, 3)) == ["d", "e"]
+    assert ids(await pop_some(buffer, 3)) == []
+
+
+async def test_one_call_pops_many_environments_each_its_share(buffer: Buffer) -> None:
+    await hold(buffer, "a1", "a2", env="a", org="one")
+    await hold(buffer, "b1", "b2", env="b", org="two")
+    popped = await buffer.pop_many([(Ready("two", "b"), 1), (Ready("one", "a"), 5), (Ready("none", "c"), 5)])
+    assert [ids(one) for one in popped if isinstance(one, Popped)] == [["b1"], ["a1", "a2"], []]
+
+
+async def test_every_pop_gives_a_lease_of_its_own(buffer: Buffer) -> None:
+    await hold(buffer, *"abc")
+    popped = await pop_some(buffer, 2)
+    leases = [entry.lease for entry in popped.entries] + [(await take(buffer)).lease]
+    assert len(set(leases)) == 3
+
+
+async def test_concurrent_pops_take_every_entry_once(buffer: Buffer) -> None:
+    await hold(buffer, *(f"run-{n:02}" for n in range(40)))
+    taken: list[str] = []
+    while (await buffer.counts()).queued:
+        replies = await asyncio.gather(*(pop_some(buffer, 3) for _ in range(4)))
+        taken += [run_id for popped in replies for run_id in ids(popped)]
+    assert sorted(taken) == [f"run-{n:02}" for n in range(40)]
+
+
+async def test_the_dwell_is_told_by_the_servers_clock(buffer: Buffer, redis_client: Redis, keys: PartitionKeys) -> None:
+    await hold(buffer, "run")
+    accepted = int(await execute(redis_client, "HGET", keys.entry("run"), "accepted_ms"))
+    await execute(redis_client, "HSET", keys.entry("run"), "accepted_ms", accepted - 5000)
+    assert (await take(buffer)).dwell_ms >= 5000
+
+
+async def test_the_pop_that_empties_a_queue_takes_environment_and_organization_out_of_the_ready_index(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "a1", env="a")
+    await hold(buffer, "b1", env="b")
+    await take(buffer, env="a")
+    assert await buffer.ready() == {ORG: ("b",)}
+    await take(buffer, env="b")
+    assert await buffer.ready() == {}
+    left = set(await state_of(redis_client))
+    assert left == {keys.entry("a1"), keys.entry("b1"), keys.draining, keys.seq}
+
+
+async def test_an_environment_with_something_left_stays_ready(buffer: Buffer) -> None:
+    await hold(buffer, "a", "b")
+    await take(buffer)
+    assert await buffer.ready() == {ORG: (ENV,)}
+
+
+# --- references whose entry is gone --------------------------------------------------------------------------------
+
+
+async def test_references_whose_entry_is_gone_are_skipped_without_making_a_partial_one(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "gone-1", "gone-2", "there")
+    await execute(redis_client, "DEL", keys.entry("gone-1"), keys.entry("gone-2"))
+    assert (await take(buffer)).run_id == "there"
+    assert await execute(redis_client, "EXISTS", keys.entry("gone-1"), keys.entry("gone-2")) == 0
+    assert await buffer.ready() == {}
+
+
+async def test_a_batch_tells_how_many_references_it_dropped(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "gone-1", "there", "gone-2")
+    await execute(redis_client, "DEL", keys.entry("gone-1"), keys.entry("gone-2"))
+    popped = await pop_some(buffer, 10)
+    assert (ids(popped), popped.orphans) == (["there"], 2)
+
+
+async def test_a_pop_skips_a_bounded_number_of_references_and_the_next_one_goes_on(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    gone = [f"gone-{n}" for n in range(150)]
+    await hold(buffer, *gone, "there")
+    await execute(redis_client, "DEL", *(keys.entry(run_id) for run_id in gone))
+    assert await buffer.pop(ORG, ENV) is None
+    assert await buffer.ready() == {ORG: (ENV,)}
+    assert (await take(buffer)).run_id == "there"
+
+
+async def test_a_queue_of_nothing_but_gone_entries_leaves_the_ready_index(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "gone")
+    await execute(redis_client, "DEL", keys.entry("gone"))
+    assert await buffer.pop(ORG, ENV) is None
+    assert set(await state_of(redis_client)) == {keys.seq}
+
+
+@pytest.mark.leaves_keys
+async def test_an_environment_whose_queue_expired_leaves_the_ready_index_when_it_is_served(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "audit", env="expired")
+    await hold(buffer, "held", env=ENV, kind=EntryKind.HELD)
+    await execute(redis_client, "DEL", keys.entry("audit"), keys.queue("expired"))
+    assert set((await buffer.ready())[ORG]) == {ENV, "expired"}
+    assert ids(await pop_some(buffer, 5, Ready(ORG, "expired"))) == []
+    assert await buffer.ready() == {ORG: (ENV,)}
+
+
+# --- entries that do not read as one -------------------------------------------------------------------------------
+
+BROKEN: Mapping[str, tuple[str | bytes, ...]] = {
+    "no payload": ("HDEL", "payload"),
+    "no organization": ("HDEL", "org"),
+    "no environment": ("HDEL", "env"),
+    "no sequence": ("HDEL", "seq"),
+    "no acceptance": ("HDEL", "accepted_ms"),
+    "no kind": ("HDEL", "kind"),
+    "another environment": ("HSET", "env", "other"),
+    "another organization": ("HSET", "org", "other"),
+    "garbage sequence": ("HSET", "seq", "first"),
+    "garbage acceptance": ("HSET", "accepted_ms", "yesterday"),
+    "fractional acceptance": ("HSET", "accepted_ms", "1e3"),
+    "endless acceptance": ("HSET", "accepted_ms", "9" * 5000),
+    "garbage attempts": ("HSET", "attempts", "many"),
+    "garbage reclaims": ("HSET", "reclaims", "-"),
+    "unknown kind": ("HSET", "kind", "borrowed"),
+    "bytes that are no text": ("HSET", "idempotency", b"\xff\xfe"),
+}
+
+
+async def break_entry(redis: Redis, key: str, damage: tuple[str | bytes, ...]) -> None:
+    command, *rest = damage
+    await execute(redis, command, key, *rest)
+
+
+@pytest.mark.leaves_keys("*:failed")
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
+async def test_a_broken_entry_is_reported_and_kept_for_inspection_and_blocks_nobody(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys, damage: tuple[str | bytes, ...]
+) -> None:
+    await hold(buffer, "broken", "sound")
+    await break_entry(redis_client, keys.entry("broken"), damage)
+    before = (await state_of(redis_client))[keys.entry("broken")]
+    popped = await pop_some(buffer, 10)
+    assert ids(popped) == ["sound"]
+    assert [error.run_id for error in popped.malformed] == ["broken"]
+    state = await state_of(redis_client)
+    assert state[keys.entry("broken")] == before
+    assert [member for member, _ in state[keys.failed]] == [b"broken"]
+    assert [member for member, _ in state[keys.draining]] == [b"sound"]
+    assert (await buffer.counts()).failed == 1
+
+
+@pytest.mark.leaves_keys("*:failed")
+async def test_a_key_of_another_type_in_the_place_of_an_entry_is_reported_and_left_alone(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "broken", "sound")
+    await execute(redis_client, "SET", keys.entry("broken"), "not a hash", "EX", 60)
+    popped = await pop_some(buffer, 10)
+    assert ids(popped) == ["sound"]
+    assert [error.run_id for error in popped.malformed] == ["broken"]
+    assert await execute(redis_client, "GET", keys.entry("broken")) == b"not a hash"
+
+
+@pytest.mark.leaves_keys("*:failed")
+async def test_a_single_pop_passes_a_broken_entry_by(buffer: Buffer, redis_client: Redis, keys: PartitionKeys) -> None:
+    await hold(buffer, "broken", "sound")
+    await execute(redis_client, "HDEL", keys.entry("broken"), "payload")
+    assert (await take(buffer)).run_id == "sound"
+
+
+async def test_a_broken_audit_copy_is_not_listed_as_failed_for_ever(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "broken")
+    await execute(redis_client, "HDEL", keys.entry("broken"), "payload")
+    assert await buffer.pop(ORG, ENV) is None
+    assert await lifetime_ms(redis_client, keys.failed) is not None
+
+
+@pytest.mark.leaves_keys
+async def test_a_broken_held_entry_stays_listed_as_failed_for_ever(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "audit")
+    assert await buffer.fail(await take(buffer), "error") == "held"
+    await hold(buffer, "broken", kind=EntryKind.HELD)
+    await execute(redis_client, "HDEL", keys.entry("broken"), "payload")
+    assert await buffer.pop(ORG, ENV) is None
+    assert await lifetime_ms(redis_client, keys.failed) is None
+
+
+async def test_a_queue_of_another_type_is_its_environments_fault_alone(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "run")
+    await execute(redis_client, "SET", keys.queue("bad"), "not a sorted set", "EX", 60)
+    bad, good = await buffer.pop_many([(Ready(ORG, "bad"), 1), (HERE, 1)])
+    assert isinstance(bad, BufferUnavailableError)
+    assert isinstance(good, Popped)
+    assert ids(good) == ["run"]
+
+
+async def test_an_entry_that_does_not_parse_is_reported_to_its_reader(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "broken", "sound")
+    await execute(redis_client, "HSET", keys.entry("broken"), "state", "LOST")
+    with pytest.raises(MalformedEntryError, match=r"broken.*LOST"):
+        await buffer.get_entry(ORG, "broken")
+    broken, sound, gone = await buffer.get_entries(ORG, ["broken", "sound", "gone"])
+    assert isinstance(broken, MalformedEntryError)
+    assert isinstance(sound, Entry)
+    assert gone is None

@@ -1,0 +1,111 @@
+"""How commands speak: results on stdout, as JSON where a program reads them; everything else on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Record = Mapping[str, Any]
+
+_PIPE_COLUMNS = 1000
+
+
+def note(text: str) -> None:
+    """Tell the person at the terminal something that is no result."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is where text leaves the process
+
+
+@contextmanager
+def tell_warnings() -> Generator[None]:
+    """Meanwhile, tell what the package logs as warnings: most commands have no log, and these are about what they were given."""
+    handler = _Teller(logging.WARNING)
+    logger = logging.getLogger("mollifier")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Teller(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        note(f"mollifier: warning: {fields.get('detail') or record.getMessage()}")
+
+
+def print_text(text: str) -> None:
+    """Print one result that is a text."""
+    print(text, flush=True)  # noqa: T201 - as above
+
+
+def print_json(value: Any) -> None:
+    """Print one result as one line of JSON."""
+    print_text(msgspec.json.encode(value).decode())
+
+
+def show(record: Record, *, as_json: bool) -> None:
+    """Print one result: JSON, or a line per field."""
+    if as_json:
+        print_json(record)
+    else:
+        show_rows([(name, value) for name, value in record.items() if value is not None])
+
+
+def show_all(records: Sequence[Record], *, as_json: bool, when_none: str) -> None:
+    """Print a list: JSON, or a table whose columns are the first record's fields; `when_none` is told when it is empty."""
+    if as_json:
+        print_json(records)
+    elif records:
+        show_rows([tuple(record.values()) for record in records], header=tuple(records[0]))
+    else:
+        note(when_none)
+
+
+def show_rows(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> None:
+    """Print aligned columns that neither crop nor shorten anything."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in header or rows[0]:
+        table.add_column(Text(str(column)) if header else "", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_text(cell)) for cell in row))
+    stdout().print(table)
+
+
+def stdout() -> Console:
+    """Return the console for results; a pipe has no edge at which lines would break."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False)
+
+
+def stderr() -> Console:
+    """Return the console for progress."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case datetime():
+            return value.isoformat(sep=" ", timespec="seconds")
+        case str() | int():
+            return str(value)
+        case _:
+            return msgspec.json.encode(value).decode()

@@ -1,0 +1,55 @@
+"""From a command to the configured servers: settings, a database, an event loop. Heavy imports happen here, when a command runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from mollifier.cli.output import tell_warnings
+
+if TYPE_CHECKING:
+    from mollifier.postgres.database import Database
+    from mollifier.postgres.flags import GlobalFlags
+    from mollifier.postgres.tenants import Tenants
+
+T = TypeVar("T")
+
+
+def database_url() -> str:
+    """Return the URL of the configured database. Raises SettingsError when there is none."""
+    from mollifier import config
+    from mollifier.errors import SettingsError
+    from mollifier.settings import variable
+
+    with tell_warnings():
+        url = config.load().database_url
+    if url is None:
+        detail = "is not set. Set it to your database, as in postgresql://user:password@host/name; for a try-out use `mollifier dev`"
+        raise SettingsError(variable("database_url"), detail)
+    return url
+
+
+def with_database(operation: Callable[[Database], Awaitable[T]]) -> T:
+    """Run one operation on the configured database."""
+    from mollifier.postgres.database import Database
+
+    async def run() -> T:
+        async with Database(database_url(), pool_size=1) as database:
+            return await operation(database)
+
+    return asyncio.run(run())
+
+
+def with_tenants(operation: Callable[[Tenants], Awaitable[T]]) -> T:
+    """Run one operation on the tenants of the configured database."""
+    from mollifier.postgres.tenants import Tenants
+
+    return with_database(lambda database: operation(Tenants(database)))
+
+
+def with_global_flags(operation: Callable[[GlobalFlags], Awaitable[T]]) -> T:
+    """Run one operation on the global flags of the configured database."""
+    from mollifier.postgres.flags import GlobalFlags
+
+    return with_database(lambda database: operation(GlobalFlags(database)))

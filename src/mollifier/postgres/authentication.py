@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from sqlalchemy import ARRAY, Text, bindparam, func, select, update
 from mollifier.deadline import within
 from mollifier.errors import EngineUnavailableError
 from mollifier.model import Environment
+from mollifier.postgres.background import keep
 from mollifier.postgres.database import Database
 from mollifier.postgres.tables import api_keys, environments, organizations, projects
 from mollifier.postgres.tenants import key_hash
@@ -29,8 +29,6 @@ REFRESH_DEADLINE_MS = 1_000.0
 KNOWN_MAX = 10_000
 UNKNOWN_MAX = 1_000
 RECORD_INTERVAL_S = 30.0
-
-_log = logging.getLogger("mollifier")
 
 _QUERY = (
     select(
@@ -101,14 +99,9 @@ class Authenticator:
             self._used |= used
             raise
 
-    async def keep_recording(self, interval_s: float = RECORD_INTERVAL_S) -> None:
+    async def keep_recording(self, every_s: float = RECORD_INTERVAL_S) -> None:
         """Record use every so often, until cancelled; run it beside whatever authenticates."""
-        while True:
-            await asyncio.sleep(interval_s)
-            try:
-                await self.record_use()
-            except EngineUnavailableError as error:
-                _log.warning("the use of API keys is not recorded for now: %s", error)
+        await keep(self.record_use, what="recording the use of API keys", every_s=every_s, first_after_s=every_s)
 
     async def _refreshed(self, digest: bytes, stale: _Answer | None) -> _Answer:
         """Ask the database, once for all who wait for the same key."""

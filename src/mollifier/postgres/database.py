@@ -49,6 +49,8 @@ class Database:
             # A connection beyond the pool would be opened and closed for one use, at many times the cost of that use.
             max_overflow=0,
             pool_timeout=deadline_s,
+            # Parameters are payloads: they stay out of messages, and so out of logs.
+            hide_parameters=True,
         )
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         event.listen(self._engine.sync_engine, "checkout", _refuse_dead_connection)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 
-from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError
+from mollifier.errors import FieldError, InvalidRequestError
 from mollifier.model import FeatureFlags
+from mollifier.postgres.background import keep
 from mollifier.postgres.database import Database
 from mollifier.postgres.tables import feature_flags
 
 REFRESH_INTERVAL_S = 2.0
 NAME_LENGTH_MAX = 200
-
-_log = logging.getLogger("mollifier")
 
 
 class GlobalFlags:
@@ -62,18 +59,9 @@ class GlobalFlags:
             await connection.execute(delete(feature_flags).where(feature_flags.c.name == name))
         return await self.refresh()
 
-    async def keep_refreshing(self, interval_s: float = REFRESH_INTERVAL_S) -> None:
-        """Refresh until cancelled, saying once per outage that the flags may be out of date."""
-        failing = False
-        while True:
-            try:
-                await self.refresh()
-                failing = False
-            except EngineUnavailableError as error:
-                if not failing:
-                    _log.warning("feature flags stay as last read: %s", error)
-                failing = True
-            await asyncio.sleep(interval_s)
+    async def keep_refreshing(self, every_s: float = REFRESH_INTERVAL_S) -> None:
+        """Refresh until cancelled; run it beside whatever reads `current`."""
+        await keep(self.refresh, what="reading feature flags", every_s=every_s)
 
 
 def checked_flag_name(name: str) -> str:

@@ -1,0 +1,60 @@
+"""Loops beside the main work: each repeats one operation for as long as the process lives, whatever befalls it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from mollifier.errors import EngineUnavailableError
+
+_log = logging.getLogger("mollifier")
+
+Sleep = Callable[[float], Awaitable[None]]
+T = TypeVar("T")
+OUTAGE_PAUSE_MIN_S = 0.1
+OUTAGE_PAUSE_MAX_S = 5.0
+
+
+async def keep(
+    operation: Callable[[], Awaitable[object]],
+    *,
+    what: str,
+    every_s: float,
+    first_after_s: float = 0.0,
+    after_failure_s: float | None = None,
+    sleep: Sleep = asyncio.sleep,
+) -> None:
+    """Repeat the operation until cancelled, waiting in between, longer or shorter after a failure if asked.
+
+    A failure is logged when it begins, as `what` does not work, and when it is over; not each time.
+    """
+    failing = False
+    await sleep(first_after_s)
+    while True:
+        try:
+            await operation()
+        except Exception as error:  # noqa: BLE001 - the loop outlives every failure of its operation
+            if not failing:
+                known = isinstance(error, EngineUnavailableError)
+                _log.warning("%s does not work for now: %s", what, error, exc_info=None if known else error)
+            failing = True
+            await sleep(every_s if after_failure_s is None else after_failure_s)
+        else:
+            if failing:
+                _log.info("%s works again", what)
+            failing = False
+            await sleep(every_s)
+
+
+async def through_outage(operation: Callable[[], Awaitable[T]], *, what: str, sleep: Sleep = asyncio.sleep) -> T:
+    """Repeat the operation until the database can be reached; return its result, or raise its other exceptions."""
+    pause_s = OUTAGE_PAUSE_MIN_S
+    while True:
+        try:
+            return await operation()
+        except EngineUnavailableError as error:
+            _log.warning("%s waits for the database: %s", what, error)
+            await sleep(pause_s)
+            pause_s = min(pause_s * 2, OUTAGE_PAUSE_MAX_S)

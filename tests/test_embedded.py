@@ -289,6 +289,7 @@ async def test_servers_do_not_outlive_a_killed_guard(tmp_path: Path) -> None:
         processes = family(stack.guard_pid)
         os.kill(stack.guard_pid, signal.SIGKILL)
         wait_until(lambda: all(gone(pid) for pid in processes))
+    assert not stack.sockets.exists()
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -400,6 +401,16 @@ async def test_a_cluster_whose_making_was_interrupted_is_made_anew(tmp_path: Pat
     async with EmbeddedStack(tmp_path, durable=False, valkey=False) as stack:
         keep_row(stack.database_url, "row")
     assert not (tmp_path / "postgres.new").exists()
+
+
+async def test_a_process_that_now_has_a_dead_servers_id_does_not_stop_postgres_from_starting(
+    stack: Stack, tmp_path: Path
+) -> None:
+    async with EmbeddedStack(tmp_path, durable=False, valkey=False) as other:
+        await other.stop("postgres", kill=True)
+        (tmp_path / "postgres" / "postmaster.pid").write_text(f"{stack.postgres_pid}\n{tmp_path}\n")
+        await other.start("postgres")
+        keep_row(other.database_url, "row")
 
 
 # Places and users

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -209,6 +210,7 @@ class _Guard:
             text=True,
         )
         self.pids: dict[str, int] = {}
+        self._temporary: list[str] = []
         self._one_at_a_time = threading.Lock()
         self._send(order)
 
@@ -224,8 +226,8 @@ class _Guard:
                 case {"progress": str(text)}:
                     if report is not None:
                         report(text)
-                case {"ready": {"pids": pids, **state}}:
-                    self.pids = pids
+                case {"ready": {"pids": pids, "temporary": temporary, **state}}:
+                    self.pids, self._temporary = pids, temporary
                     return state
                 case {"failed": str(text)}:
                     raise EmbeddedError(text)
@@ -252,6 +254,8 @@ class _Guard:
         finally:
             if self.process.stdout is not None:
                 self.process.stdout.close()
+            for folder in self._temporary:  # Still there only when the guard was killed.
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _send(self, message: dict[str, object]) -> None:
         assert self.process.stdin is not None  # noqa: S101 - as above.

@@ -26,13 +26,13 @@ OWN_NAMES = ("valkey", "postgres", "postgres.new", "run", "programs")
 class Folders:
     """Where the stack's files are, and for whom.
 
-    `data` holds what lasts. `scratch` holds the sockets, and is `data` itself unless its path is too long for a socket, has characters that Postgres
-    or a URL would need quoted, or lies below a folder that the servers' user cannot enter; then it is a temporary folder. Root gives Postgres, which
-    refuses to run as root, to the data folder's owner or else to `nobody`. No folder outside of these is changed.
+    `data` holds what lasts. `run` holds the sockets; it is in `data`, unless the path is too long for a socket, has characters that Postgres or a URL
+    would need quoted, or lies below a folder that the servers' user cannot enter: then it is in a folder of its own among the `temporary` ones.
+    Root gives Postgres, which refuses to run as root, to the data folder's owner or else to `nobody`. No other folder is changed.
     """
 
     def __init__(self, data: str | None) -> None:
-        self._temporary: list[Path] = []
+        self.temporary: list[Path] = []
         self._passing: list[Path] = []
         self.user = unprivileged(None)
         self.data = self._make_temporary() if data is None else Path(data).absolute()
@@ -67,8 +67,9 @@ class Folders:
         return path
 
     def remove(self) -> None:
+        """Remove what is of no use to the next start."""
         self._remove_passing()
-        for folder in self._temporary:
+        for folder in self.temporary:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_passing(self) -> None:
@@ -79,7 +80,7 @@ class Folders:
         for root in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp makes a private folder in it.
             if suits_sockets(Path(root) / "mollifier-12345678") and can(self.user, Path(root), os.X_OK):
                 folder = Path(tempfile.mkdtemp(prefix="mollifier-", dir=root))
-                self._temporary.append(folder)
+                self.temporary.append(folder)
                 if self.user is not None:
                     folder.chmod(0o711)
                 return folder

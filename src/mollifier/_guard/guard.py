@@ -80,7 +80,13 @@ class Guard:
 
     def _state(self) -> dict[str, object]:
         pids = {name: server.process.pid for name, server in self._servers.items() if server.process is not None}
-        return {"data": str(self._folders.data), "run": str(self._folders.run), "pids": pids}
+        folders = self._folders
+        return {
+            "data": str(folders.data),
+            "run": str(folders.run),
+            "temporary": [str(folder) for folder in folders.temporary],
+            "pids": pids,
+        }
 
 
 def unfinished(steps: Steps) -> bool:

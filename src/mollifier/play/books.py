@@ -8,19 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
-
-class Mode(StrEnum):
-    """A step of the rollout; see the table in the documentation of the system."""
-
-    OFF = "off"
-    SHADOW = "shadow"
-    MONITOR = "monitor"
-    DIVERT = "divert"
+from mollifier.rollout import Mode
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):

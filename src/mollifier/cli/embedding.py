@@ -1,0 +1,76 @@
+"""What `dev`, `demo` and `replay --embedded` have in common: the mode, what is told of it, and the log of their processes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from mollifier.cli.output import note, stderr, tell_warnings
+from mollifier.rollout import Mode
+
+if TYPE_CHECKING:
+    from mollifier.processes import ChildEnvironment
+
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option(help="The rollout's step: switched off, watched, written to both stores, held. [default: monitor]"),
+]
+
+
+def child_environment(mode: Mode | None) -> ChildEnvironment:
+    """Return what API and worker are started with, having said which configured settings do not count here. Raises SettingsError."""
+    from mollifier.errors import SettingsError
+    from mollifier.processes import ChildEnvironment
+
+    with tell_warnings():
+        environment = ChildEnvironment.of_this_process(mode)
+    if environment.mode is Mode.DIVERT:
+        detail = "divert is not supported by this version: take monitor, which writes to both stores and checks that they agree"
+        raise SettingsError("--mode", detail)
+    if environment.ignored:
+        note(f"mollifier: this command starts servers of its own; ignored: {', '.join(environment.ignored)}")
+    if environment.overruled:
+        note(f"mollifier: --mode {environment.mode} is in effect; ignored: {', '.join(environment.overruled)}")
+    return environment
+
+
+def finish(code: int) -> NoReturn:
+    """End the command with this exit code."""
+    raise typer.Exit(code)
+
+
+def report(text: str) -> None:
+    """Say in a few words what is being started, where somebody is watching."""
+    console = stderr()
+    if console.is_terminal:
+        console.print(text, style="dim", markup=False)
+
+
+@contextmanager
+def kept_log(log: Path | None) -> Generator[Path]:
+    """Lend the log, or a temporary one that is kept where the block is left with a failure; then it also tells the end of it."""
+    from mollifier.processes import ProcessError
+
+    path = log or Path(tempfile.mkstemp(prefix="mollifier-", suffix=".log")[1])
+    path.touch()
+    keep = log is not None
+    try:
+        yield path
+    except typer.Exit as ended:
+        keep = keep or ended.exit_code == 1
+        if log is None and keep:
+            note(f"The log of all processes is kept in {path}")
+        raise
+    except ProcessError as error:
+        keep = True
+        if error.tail:
+            note(error.tail)
+        raise
+    finally:
+        if not keep:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,245 @@
+"""One play from the first call to closed books: send the calls, wait until the system has come to rest, ask what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from mollifier.audit import Report
+from mollifier.model import RunStatus, Tenant
+from mollifier.play.books import Books, reconcile
+from mollifier.play.client import Answers, Call, Marker, TriggerClient, all_latencies_ms, http_session, percentile
+from mollifier.play.evidence import Decisions, connections_received, read_decisions, read_left_in_buffer
+from mollifier.play.journal import Journal
+from mollifier.play.player import Player
+from mollifier.play.runs import count_statuses, find_runs, unfinished
+from mollifier.postgres.database import Database
+from mollifier.rollout import Mode
+
+CLOCK_SKEW = timedelta(minutes=5)
+REPORT_INTERVAL_S = 0.2
+# A worker that was killed leaves entries under a lease of 30 s; a log line is at most late.
+PATIENCE_BUFFER_S = 45.0
+PATIENCE_LOG_S = 5.0
+PATIENCE_RUNS_S = 30.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What is played against, and where to ask what it did.
+
+    `log` is the structured log of all its processes, None when it is out of reach. `mode` is None when unknown. `shared` says that there
+    may be other traffic. `redis_url` and `connections_before` are known of an embedded stack only.
+    """
+
+    api_urls: Sequence[str]
+    admin_token: str
+    database_url: str
+    log: Path | None
+    mode: Mode | None
+    shared: bool = False
+    redis_url: str | None = None
+    connections_before: int | None = None
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """How long trigger calls took, how late they left, and how long sending them all took."""
+
+    p50_ms: float
+    p99_ms: float
+    lag_p99_ms: float
+    seconds: float
+
+
+class Played(msgspec.Struct, frozen=True, kw_only=True):
+    """The closed books, and what they were made from, per tenant where it can be told apart."""
+
+    books: Books
+    timing: Timing
+    mode: Mode | None
+    answers: Sequence[Answers]
+    events: Mapping[str, Counter[str]]
+    mollified: Mapping[str, int]
+    audit: Report | None
+
+    @property
+    def imbalances(self) -> tuple[str, ...]:
+        """What does not add up, in words."""
+        return self.books.imbalances(self.mode)
+
+    @property
+    def complaints(self) -> Sequence[tuple[str, int]]:
+        """Why calls were not accepted, and how often, the most frequent first."""
+        return sum((each.complaints for each in self.answers), Counter[str]()).most_common()
+
+
+Reporter = Callable[[str, Sequence[Answers]], None]
+"""Told what is going on, and the answers so far, a few times a second."""
+
+
+class Session:
+    """One play against one system. `until_executed` waits for the worker to finish every run, too."""
+
+    def __init__(
+        self,
+        system: System,
+        tenants: Sequence[Tenant],
+        *,
+        task_id: str,
+        marker: Marker,
+        report: Reporter,
+        until_executed: bool = False,
+    ) -> None:
+        self._system = system
+        self._tenants = tenants
+        self._env_ids = {tenant.env_id for tenant in tenants}
+        self._task_id = task_id
+        self._marker = marker
+        self._report = report
+        self._until_executed = until_executed
+        self._journal = Journal(system.log) if system.log is not None else None
+
+    async def play(self, calls: Iterable[Call]) -> Played:
+        """Play the calls and close the books. Raises EvidenceError or EngineUnavailableError when somebody asked gives no answer."""
+        since = datetime.now(UTC) - CLOCK_SKEW
+        async with http_session() as http, Database(self._system.database_url, pool_size=2) as database:
+            before = await read_decisions(http, self._system.api_urls)
+            client = TriggerClient(http, self._system.api_urls, self._tenants, self._task_id)
+            player = Player(client.send)
+            started_s = time.perf_counter()
+            async with self._reporting("playing", client.answers):
+                await player.play(calls)
+            seconds = time.perf_counter() - started_s
+            accepted = {call: run_id for each in client.answers for call, run_id in each.run_ids.items()}
+            async with self._reporting("waiting for the buffer to drain", client.answers):
+                decisions = (await read_decisions(http, self._system.api_urls)).since(before)
+                left, connections, audit = await self._come_to_rest(http, decisions, set(accepted.values()))
+            async with self._reporting("closing the books", client.answers):
+                executed = await self._executed(database, since) if self._until_executed else None
+                runs = reconcile(
+                    accepted, [run async for run in find_runs(database, self._env_ids, self._marker, since)]
+                )
+        books = Books(
+            offered=sum(each.offered for each in client.answers),
+            accepted=sum(each.accepted for each in client.answers),
+            rejected=sum(each.rejected for each in client.answers),
+            errors=sum(each.errors for each in client.answers),
+            pass_through=decisions.outcomes["pass_through"],
+            shadow_log=decisions.outcomes["shadow_log"],
+            mollify=decisions.outcomes["mollify"],
+            failed_open=decisions.failed_open,
+            would_mollify=None if audit is None else audit.would_mollify,
+            buffered=None if audit is None else audit.buffered,
+            drained=None if audit is None else audit.drained,
+            hash_mismatches=None if audit is None else len(audit.mismatches),
+            runs_created=runs.runs_created,
+            lost=runs.lost,
+            duplicated=runs.duplicated,
+            executed=executed,
+            left_in_buffer=left,
+            buffer_connections=connections,
+        )
+        latencies_ms = list(all_latencies_ms(client.answers))
+        timing = Timing(
+            p50_ms=round(percentile(latencies_ms, 50), 2),
+            p99_ms=round(percentile(latencies_ms, 99), 2),
+            lag_p99_ms=round(percentile(player.lags_s, 99) * 1000, 2),
+            seconds=round(seconds, 3),
+        )
+        return Played(
+            books=books,
+            timing=timing,
+            mode=self._system.mode,
+            answers=client.answers,
+            events={} if self._journal is None else self._journal.counts,
+            mollified=decisions.mollified,
+            audit=audit,
+        )
+
+    async def _come_to_rest(
+        self, http: aiohttp.ClientSession, decisions: Decisions, run_ids: set[str]
+    ) -> tuple[int, int | None, Report | None]:
+        """Wait until the buffer is empty and every event is in the log, or nothing moves any more."""
+        # Asking for the buffer opens a connection to its server, so the count of those comes first.
+        connections = await self._connections()
+        if self._journal is not None and self._system.shared:
+            self._journal.only = run_ids.__contains__
+        mollified, shadowed = decisions.outcomes["mollify"], decisions.outcomes["shadow_log"]
+
+        async def look() -> tuple[int, Report | None]:
+            left = await read_left_in_buffer(http, self._system.api_urls[0], self._system.admin_token)
+            return left, None if self._journal is None else self._journal.read()
+
+        def is_at_rest(seen: tuple[int, Report | None]) -> bool:
+            left, audit = seen
+            if audit is None:
+                return left == 0
+            return left == 0 and (audit.buffered, audit.drained, audit.would_mollify) == (
+                mollified,
+                mollified,
+                shadowed,
+            )
+
+        def patience_s(seen: tuple[int, Report | None]) -> float:
+            return PATIENCE_BUFFER_S if seen[0] else PATIENCE_LOG_S
+
+        left, audit = await until(look, is_at_rest, patience_s)
+        return left, connections, audit
+
+    async def _connections(self) -> int | None:
+        before, redis_url = self._system.connections_before, self._system.redis_url
+        if before is None or redis_url is None:
+            return None
+        return await connections_received(redis_url) - before - 1
+
+    async def _executed(self, database: Database, since: datetime) -> int:
+        async def look() -> Counter[str]:
+            return await count_statuses(database, self._env_ids, since)
+
+        statuses = await until(look, lambda seen: unfinished(seen) == 0, lambda _: PATIENCE_RUNS_S)
+        return statuses[RunStatus.COMPLETED]
+
+    @asynccontextmanager
+    async def _reporting(self, what: str, answers: Sequence[Answers]) -> AsyncGenerator[None]:
+        async def report() -> None:
+            while True:
+                self._report(what, answers)
+                await asyncio.sleep(REPORT_INTERVAL_S)
+
+        reporting = asyncio.create_task(report())
+        try:
+            yield
+        finally:
+            reporting.cancel()
+            with suppress(asyncio.CancelledError):
+                await reporting
+            self._report(what, answers)
+
+
+async def until(
+    look: Callable[[], Awaitable[T]],
+    is_done: Callable[[T], bool],
+    patience_s: Callable[[T], float],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> T:
+    """Look until it is done, or until what is seen has not changed for as long as `patience_s` says; return what was seen last."""
+    seen, changed_s = await look(), clock()
+    while not is_done(seen) and clock() - changed_s < patience_s(seen):
+        await sleep(0.1)
+        now = await look()
+        if now != seen:
+            seen, changed_s = now, clock()
+    return seen

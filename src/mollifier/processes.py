@@ -1,0 +1,292 @@
+"""API and worker processes on an embedded stack: the same commands that an operator runs, started, watched and stopped here.
+
+They never outlive this process (see `_child.py`), and a signal from the terminal reaches this process alone, so that it stops them in
+order: first the API, which takes work in, then the worker, then the servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import aiohttp
+import uvloop
+
+from mollifier import config
+from mollifier.embedded import Stack
+from mollifier.errors import MollifierError, SettingsError
+from mollifier.rollout import Mode
+from mollifier.settings import PREFIX, variable
+
+DEMO_TASKS = "mollifier.demo_tasks"
+HOST = "127.0.0.1"
+START_S = 60.0
+STOP_S = 40.0
+_TURN_S = 0.05
+_TAIL_BYTES = 4000
+_OK = 200
+_SIGNALLED = 128
+T = TypeVar("T")
+_SERVER_VARIABLES = frozenset(
+    {variable("database_url"), variable("redis_url")}
+    | {variable(f"redis_{part}") for part in ("host", "port", "username", "password", "tls")}
+)
+
+
+class ProcessError(MollifierError):
+    """A process ended that should be running, or did not get ready; `tail` is the end of what it wrote."""
+
+    def __init__(self, detail: str, tail: str = "") -> None:
+        super().__init__(detail)
+        self.tail = tail
+
+
+class ChildEnvironment:
+    """What API and worker processes are started with: this process's environment, the stack's servers, and the rollout's step.
+
+    Configured servers are left out, and named in `ignored`. A mode that was asked for beats MOLLIFIER_ENABLED, _SHADOW_MODE and _DIVERT of
+    the environment, named in `overruled`; without one these beat the default, monitor. `mode` is what comes of it. Raises SettingsError,
+    naming the variable, for a setting with which the processes would not start.
+    """
+
+    def __init__(self, inherited: Mapping[str, str], asked: Mode | None) -> None:
+        kept = {
+            name.upper() if name.upper().startswith(PREFIX) else name: text
+            for name, text in inherited.items()
+            if text or not name.upper().startswith(PREFIX)
+        }
+        self.ignored = sorted(_SERVER_VARIABLES & kept.keys())
+        for name in self.ignored:
+            del kept[name]
+        given = config.load(kept)
+        step = asked or Mode.MONITOR
+        set_here = {name: bool(getattr(given, name)) for name in step.settings if variable(name) in kept}
+        differing = sorted(variable(name) for name, value in set_here.items() if value != step.settings[name])
+        self.overruled = differing if asked is not None else []
+        self.mode = step if asked is not None else step.under(set_here)
+        rollout = {variable(name): str(int(value)) for name, value in step.settings.items()}
+        self.variables = {**kept, **rollout} if asked is not None else {**rollout, **kept}
+        self.variables[variable("tasks")] = ",".join(dict.fromkeys([DEMO_TASKS, *given.tasks]))
+        self.admin_token = self.variables.setdefault(variable("admin_token"), secrets.token_urlsafe(24))
+
+    @classmethod
+    def of_this_process(cls, asked: Mode | None) -> ChildEnvironment:
+        """Return what this process's own environment makes of the mode."""
+        return cls(os.environ, asked)
+
+    def on(self, stack: Stack) -> dict[str, str]:
+        """Return all variables, for the servers of this stack."""
+        servers = {variable("redis_url"): stack.redis_url, variable("database_url"): stack.database_url}
+        return {**self.variables, **servers, "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass
+class Child:
+    """One process of ours. `lifeline` is the end of the pipe that keeps it alive."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    output: Path
+    lifeline: int = field(repr=False)
+
+    def tail(self) -> str:
+        """Return the end of what it wrote to its standard error."""
+        with suppress(OSError), self.output.open("rb") as file:
+            file.seek(max(0, self.output.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+        return ""
+
+    def failure(self) -> ProcessError:
+        """Return the error that says how it ended."""
+        code = self.process.returncode
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        return ProcessError(
+            f"the {self.name} process ended {how}; the end of its log is above ({self.output})", self.tail()
+        )
+
+
+class Processes:
+    """The running processes. `api_urls` are those of the API, in order."""
+
+    def __init__(self, environment: Mapping[str, str], output: Path) -> None:
+        self._environment = environment
+        self._output = output
+        self._children: list[Child] = []
+        self.api_urls: list[str] = []
+
+    async def start_api(self, port: int) -> str:
+        """Start one API process on this port and return its URL; it is not ready yet."""
+        await self._start("api", "serve", "--host", HOST, "--port", str(port))
+        self.api_urls.append(f"http://{HOST}:{port}")
+        return self.api_urls[-1]
+
+    async def start_worker(self) -> None:
+        """Start one worker process."""
+        await self._start("worker", "worker")
+
+    async def ready(self) -> None:
+        """Return when every API process says that it is. Raises ProcessError when one ends or does not get there in time."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            for url in self.api_urls:
+                await self.alongside(_until_ready(session, url), START_S, f"the API at {url} did not get ready")
+
+    async def alongside(self, work: Coroutine[Any, Any, T], limit_s: float | None = None, failure: str = "") -> T:
+        """Do the work while the processes run. Raises ProcessError as soon as one ends, and with `failure` when the time is up."""
+        working = asyncio.ensure_future(work)
+        watching = asyncio.ensure_future(self.watch())
+        try:
+            done, _ = await asyncio.wait((working, watching), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise ProcessError(
+                    f"{failure} within {limit_s:g} s; the end of the log is above ({self._output})", self._tail()
+                )
+            return await (working if working in done else watching)
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def watch(self) -> NoReturn:
+        """Wait for ever. Raises ProcessError as soon as one of the processes ends."""
+        ends = {asyncio.ensure_future(child.process.wait()): child for child in self._children}
+        try:
+            ended, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        raise ends[ended.pop()].failure()
+
+    async def stop(self) -> None:
+        """Stop all of them, in the order of their start reversed; by force what takes too long."""
+        for child in reversed(self._children):
+            await _stop(child)
+        self._children.clear()
+
+    async def _start(self, name: str, *command: str) -> None:
+        reading, writing = os.pipe()
+        try:
+            with self._output.open("ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "mollifier._child",
+                    str(reading),
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=dict(self._environment),
+                    pass_fds=(reading,),
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(writing)
+            raise
+        finally:
+            os.close(reading)
+        self._children.append(Child(name, process, self._output, writing))
+
+    def _tail(self) -> str:
+        return self._children[0].tail() if self._children else ""
+
+
+@asynccontextmanager
+async def running(
+    stack: Stack, environment: ChildEnvironment, output: Path, ports: Sequence[int]
+) -> AsyncGenerator[Processes]:
+    """Run one worker and one API process per port until the block is left. Raises ProcessError when one does not get ready."""
+    processes = Processes(environment.on(stack), output)
+    async with AsyncExitStack() as at_end:
+        at_end.push_async_callback(processes.stop)
+        await processes.start_worker()
+        for port in ports:
+            await processes.start_api(port)
+        await processes.ready()
+        yield processes
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports on which nobody listens at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def check_port(port: int) -> int:
+    """Return the port, a free one for 0. Raises SettingsError when somebody listens on it."""
+    if port == 0:
+        return free_ports(1)[0]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            detail = (
+                f"{port} on {HOST} cannot be used ({error.strerror}): choose another one, or 0 for any that is free"
+            )
+            raise SettingsError("--port", detail) from error
+    return port
+
+
+async def _until_ready(session: aiohttp.ClientSession, url: str) -> None:
+    while True:
+        with suppress(aiohttp.ClientError, OSError):
+            async with session.get(f"{url}/readyz") as response:
+                if response.status == _OK:
+                    return
+        await asyncio.sleep(_TURN_S)
+
+
+async def _stop(child: Child) -> None:
+    try:
+        with suppress(ProcessLookupError):
+            child.process.terminate()
+        async with asyncio.timeout(STOP_S):
+            await child.process.wait()
+    except (TimeoutError, asyncio.CancelledError) as error:
+        with suppress(ProcessLookupError):
+            child.process.kill()
+        await child.process.wait()
+        if isinstance(error, asyncio.CancelledError):
+            raise
+    finally:
+        os.close(child.lifeline)
+
+
+def run(main: Coroutine[Any, Any, int]) -> int:
+    """Run until it returns its exit code. The first signal that asks to stop cancels it, so that it cleans up; the second ends it at once."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_until_signal(main))
+
+
+async def _until_signal(main: Coroutine[Any, Any, int]) -> int:
+    task, received = asyncio.ensure_future(main), list[signal.Signals]()
+
+    def stop(number: signal.Signals) -> None:
+        if received:
+            os._exit(_SIGNALLED + number)
+        received.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        return _SIGNALLED + received[0]

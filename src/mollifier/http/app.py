@@ -1,0 +1,91 @@
+"""The composition root of the API: settings in, an ASGI application out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
+
+from litestar import Litestar
+from litestar.exceptions import HTTPException
+from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
+
+from mollifier.errors import MollifierError, SettingsError
+from mollifier.http import operations, problems, runs, triggers
+from mollifier.http.raw_path import encoded_path
+from mollifier.http.services import OnFatal, running
+from mollifier.observability import Observability, configure_telemetry
+from mollifier.settings import Settings
+
+SERVICE_NAME = "mollifier-api"
+
+log = logging.getLogger(__name__)
+
+ROUTES = [
+    triggers.trigger,
+    runs.get_run,
+    operations.healthz,
+    operations.readyz,
+    operations.metrics,
+]
+
+
+class Api(Litestar):
+    """Routes on the path as it was sent, and answers HEAD as GET; the server leaves its body out."""
+
+    async def __call__(
+        self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
+    ) -> None:
+        """Serve one request, or the life of the application."""
+        if scope["type"] == "http":
+            changed = dict(cast("dict[str, Any]", scope))
+            changed["path"] = encoded_path(changed)
+            if changed["method"] == "HEAD":
+                changed["method"] = "GET"
+            scope = cast("Scope", changed)
+        await super().__call__(scope, receive, send)
+
+
+def create_app(
+    settings: Settings, *, observability: Observability | None = None, on_fatal: OnFatal | None = None
+) -> Litestar:
+    """Return the API. It reaches for its servers when it starts, and serves while they cannot be reached.
+
+    `on_fatal` is told of settings that cannot be, found at the start or, where the buffer's server answers only later, after it.
+    Without it the start raises SettingsError, and what is found later is logged.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncGenerator[None]:
+        observed = observability or configure_telemetry(SERVICE_NAME)
+        stack = AsyncExitStack()
+        if observability is None:
+            stack.callback(observed.shutdown)
+        try:
+            app.state.services = await stack.enter_async_context(running(settings, observed, on_fatal or _log_fatal))
+        except SettingsError as error:
+            if on_fatal is None:
+                raise
+            on_fatal(error)
+        async with stack:
+            yield
+
+    return Api(
+        ROUTES,
+        lifespan=[lifespan],
+        request_max_body_size=settings.body_limit_bytes,
+        exception_handlers=cast(
+            "Any",
+            {
+                MollifierError: problems.of_ours,
+                HTTPException: problems.of_framework,
+                Exception: problems.of_anything,
+            },
+        ),
+        logging_config=None,
+    )
+
+
+def _log_fatal(error: SettingsError) -> None:
+    log.error("mollifier.contradiction", extra={"fields": {"detail": str(error)}})

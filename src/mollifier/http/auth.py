@@ -1,0 +1,47 @@
+"""Whose request is it? API keys name an environment, the admin token opens the admin API."""
+
+from __future__ import annotations
+
+import hmac
+from http import HTTPStatus
+from typing import Any
+
+from litestar import Request
+
+from mollifier.http.problems import RefusedError
+from mollifier.http.services import services_of
+from mollifier.model import Environment
+from mollifier.settings import variable
+
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="mollifier"'}
+
+
+async def environment_of(request: Request[Any, Any, Any]) -> Environment:
+    """Return the environment that the request's API key belongs to. Raises RefusedError (401)."""
+    key = _bearer(request)
+    if key is None:
+        detail = "No API key: send it as `Authorization: Bearer <environment API key>`."
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE)
+    environment = await services_of(request).authenticator.authenticate(key)
+    if environment is None:
+        detail = "This API key is unknown or revoked; an administrator can make another one."
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE)
+    return environment
+
+
+def require_admin(request: Request[Any, Any, Any]) -> None:
+    """Let the administrator pass. Raises RefusedError: 403 where there is none, 401 for another token."""
+    token = services_of(request).settings.admin_token
+    if token is None:
+        detail = f"The admin API is closed: set {variable('admin_token')} and restart the API to open it."
+        raise RefusedError(HTTPStatus.FORBIDDEN, detail)
+    given = _bearer(request) or ""
+    if not hmac.compare_digest(given.encode(), token.encode()):
+        detail = "Send the admin token as `Authorization: Bearer <admin token>`."
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE)
+
+
+def _bearer(request: Request[Any, Any, Any]) -> str | None:
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    credentials = credentials.strip()
+    return credentials if credentials and scheme.lower() == "bearer" else None

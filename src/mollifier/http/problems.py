@@ -1,0 +1,114 @@
+"""Errors as answers: `{error, errors}` for people and clients, beside the members of RFC 9457."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from mollifier.errors import (
+    BufferUnavailableError,
+    ConflictError,
+    EngineUnavailableError,
+    FieldError,
+    InvalidRequestError,
+    MalformedBodyError,
+    MollifierError,
+    NotFoundError,
+)
+from mollifier.telemetry import describe
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 2
+
+log = logging.getLogger(__name__)
+
+
+class FieldProblem(msgspec.Struct, frozen=True):
+    """One thing wrong with one field: its path as the caller wrote it, and what to change."""
+
+    field: str
+    detail: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong and what to do about it."""
+
+    error: str
+    errors: list[FieldProblem] = []
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+class RefusedError(MollifierError):
+    """A request refused for what it is sent with rather than for what it says: its key, its type, its size."""
+
+    def __init__(self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers or {}
+
+
+def problem(
+    status: HTTPStatus, detail: str, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+) -> Response[bytes]:
+    """Return the answer that tells of an error."""
+    body = Problem(
+        error=detail,
+        errors=[FieldProblem(error.field, error.detail) for error in errors],
+        title=status.phrase,
+        status=status.value,
+        detail=detail,
+    )
+    return Response(
+        msgspec.json.encode(body), media_type=MEDIA_TYPE, status_code=status.value, headers=dict(headers or {})
+    )
+
+
+def of_ours(_request: Request[Any, Any, Any], error: MollifierError) -> Response[bytes]:
+    """Answer what Mollifier raises on purpose."""
+    match error:
+        case InvalidRequestError(errors=errors):
+            return problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors)
+        case MalformedBodyError(detail=detail):
+            return problem(HTTPStatus.BAD_REQUEST, f"The body {detail}.", [FieldError("body", detail)])
+        case NotFoundError(field=field):
+            return problem(HTTPStatus.NOT_FOUND, str(error), [FieldError(field, str(error))])
+        case ConflictError(field=field, detail=detail):
+            return problem(HTTPStatus.CONFLICT, detail, [FieldError(field, detail)])
+        case RefusedError(status=status, headers=headers):
+            return problem(status, str(error), headers=headers)
+        case EngineUnavailableError() | BufferUnavailableError():
+            log.warning("mollifier.unavailable", extra={"fields": {"error": describe(error)}})
+            detail = f"The store behind this API cannot be reached now; try again in {RETRY_AFTER_S} seconds."
+            return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+        case _:
+            return of_anything(_request, error)
+
+
+def of_framework(_request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """Answer what the framework refuses: no such route, no such method, a body over the limit."""
+    status = HTTPStatus(error.status_code)
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            detail = "There is no such route; /docs lists them."
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            detail = "This route does not know this method; the Allow header lists those it knows."
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            detail = "The body is larger than this API takes (MOLLIFIER_BODY_LIMIT_BYTES)."
+        case _:
+            detail = error.detail
+    return problem(status, detail, headers=error.headers)
+
+
+def of_anything(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Answer what nobody expected; the log has it, the caller does not."""
+    log.error("mollifier.unexpected", extra={"fields": {"error": describe(error)}}, exc_info=error)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here; the log of the API has the details.")

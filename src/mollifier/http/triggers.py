@@ -1,0 +1,60 @@
+"""`POST /api/v1/tasks/{taskId}/trigger`: parse, trigger, answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, post
+from litestar.background_tasks import BackgroundTask
+from litestar.params import Parameter
+
+from mollifier.http.auth import environment_of
+from mollifier.http.bodies import json_body
+from mollifier.http.raw_path import path_text
+from mollifier.http.render import json_response
+from mollifier.http.services import services_of
+from mollifier.request import HEADERS, parse_trigger
+from mollifier.telemetry import Emit
+
+_HEADERS = {name.encode(): name for name in HEADERS}
+
+
+class TriggerAnswer(msgspec.Struct, frozen=True, rename="camel"):
+    """The run that stands for the trigger; `isCached` is true when an idempotency key answered."""
+
+    id: str
+    is_cached: bool
+
+
+@post("/api/v1/tasks/{taskId:str}/trigger", status_code=200, tags=["Trigger"], summary="Trigger a run of a task")
+async def trigger(
+    request: Request[Any, Any, Any],
+    taskId: Annotated[str, Parameter(description="The task's id, percent-encoded")],
+) -> Response[TriggerAnswer]:
+    """Make a run of the task, or answer with the run that an idempotency key is bound to."""
+    environment = await environment_of(request)
+    body = await json_body(request)
+    triggered = await services_of(request).mollifier.triggers.trigger(
+        environment, parse_trigger(path_text(taskId, "taskId"), body, _headers(request))
+    )
+    result = triggered.result
+    after = BackgroundTask(_emit, triggered.after_answer) if triggered.after_answer else None
+    return json_response(TriggerAnswer(result.run_id, result.is_cached), after=after)
+
+
+def _headers(request: Request[Any, Any, Any]) -> dict[str, str]:
+    """Return the headers that a trigger reads; their text is UTF-8 where it can be, as clients send both."""
+    found: dict[str, str] = {}
+    for name, value in request.scope["headers"]:
+        if (known := _HEADERS.get(name)) is not None:
+            try:
+                found[known] = value.decode()
+            except UnicodeDecodeError:
+                found[known] = value.decode("latin-1")
+    return found
+
+
+def _emit(emits: tuple[Emit, ...]) -> None:
+    for emit in emits:
+        emit()

@@ -288,15 +288,17 @@ class Buffer:
 
     async def get_entries(self, org_id: str, run_ids: Sequence[str]) -> list[Entry | MalformedEntryError | None]:
         """Return entries of one organization in the given order: None where there is none, an error where one does not parse."""
-        return await inspection.entries(self._server, self.keyspace.of(org_id), run_ids)
+        found = await inspection.entries(self._server, self.keyspace.of(org_id), run_ids)
+        # A partition is shared by organizations: what belongs to a neighbour does not exist here.
+        return [None if isinstance(entry, Entry) and entry.org_id != org_id else entry for entry in found]
 
     async def list_entries(
         self, org_id: str, env_id: str, *, offset: int = 0, limit: int = 100
     ) -> list[Entry | MalformedEntryError]:
         """Return the environment's queued entries, oldest first. References whose entry is gone are passed over."""
-        keys = self.keyspace.of(org_id)
-        queued = await self._server.run("ZRANGE", keys.queue(env_id), offset, offset + limit - 1)
-        found = await inspection.entries(self._server, keys, [run_id.decode() for run_id in queued])
+        queue = self.keyspace.of(org_id).queue(env_id)
+        queued = await self._server.run("ZRANGE", queue, offset, offset + limit - 1)
+        found = await self.get_entries(org_id, [run_id.decode() for run_id in queued])
         return [entry for entry in found if entry is not None]
 
     async def counts(self) -> Counts:

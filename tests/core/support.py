@@ -47,12 +47,13 @@ async def state_of(redis: Redis) -> State:
 
 async def execute(redis: Redis, *command: str | bytes | float) -> Any:
     """Run one raw command."""
-    return await redis.execute_command(*command)  # pyright: ignore[reportUnknownMemberType] - the client types no raw command
+    untyped: Any = redis
+    return await untyped.execute_command(*command)
 
 
 async def lifetime_ms(redis: Redis, key: str) -> int | None:
     """Return how long the key has to live, None for ever. Fails when there is no such key."""
-    left: int = await execute(redis, "PTTL", key)
+    left = int(await execute(redis, "PTTL", key))
     assert left != -2, f"{key} does not exist"
     return left if left >= 0 else None
 

@@ -94,6 +94,7 @@ class TriggerRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     trigger_function: TriggerFunction = "trigger"
     trigger_source: str | None = None
     one_time_token: str | None = None
+    replayed_from: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
 

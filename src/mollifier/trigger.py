@@ -185,6 +185,7 @@ def take_snapshot(
         batch_id=request.parent_batch,
         trigger_function=request.trigger_function,
         trigger_source=request.trigger_source,
+        replayed_from=request.replayed_from,
         traceparent=request.traceparent,
         tracestate=request.tracestate,
     )

@@ -134,6 +134,11 @@ class Tenants:
         await self._one(projects, "project", project_id)
         return [_environment(row) for row in await self._all(environments, project_id=project_id)]
 
+    async def organization_of(self, env_id: str) -> str:
+        """Return the id of the organization that the environment belongs to. Raises NotFoundError."""
+        project = await self._one(projects, "project", (await self._one(environments, "environment", env_id)).project_id)
+        return project.organization_id
+
     async def create_key(self, env_id: str) -> NewApiKey:
         """Make an API key for the environment. Raises NotFoundError."""
         environment = await self._one(environments, "environment", env_id)

@@ -1,0 +1,134 @@
+"""The worker process: executes runs, and drains the buffer where the settings say so.
+
+Only this process drains. Contradictory settings stop it at boot with the setting's name; a server that is away at boot, or later,
+is waited for. SIGTERM and SIGINT are handled once per process, from before anything starts: the drainer stops first, so that
+nothing new is taken, then the executing runs finish, both within the shutdown deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+
+from mollifier.buffer import Buffer
+from mollifier.drainer import Backoff, Drainer
+from mollifier.errors import BufferUnavailableError, SettingsError
+from mollifier.monitor import audit_handler
+from mollifier.postgres.database import Database
+from mollifier.postgres.worker import run_worker
+from mollifier.server import Server, connect
+from mollifier.settings import Settings, variable
+from mollifier.tasks import discover
+from mollifier.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+
+async def run_worker_process(
+    settings: Settings,
+    *,
+    telemetry: Telemetry | None = None,
+    on_start: Callable[[Drainer | None], None] = lambda _: None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Work until told to stop, by a signal or by `stop`. Raises SettingsError when the settings contradict each other.
+
+    `on_start` is called with the drainer, if one runs here, once everything that is to run has been started.
+    """
+    database_url = checked(settings)
+    tasks = discover(settings.tasks)
+    stop = stop or asyncio.Event()
+    _stop_on_signals(stop)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(Database(database_url))
+        executing = asyncio.create_task(
+            run_worker(database, tasks, stop=stop, shutdown_timeout_s=settings.drain_shutdown_timeout_ms / 1000),
+            name="mollifier-execute",
+        )
+        drainer = await _start_drainer(settings, telemetry or Telemetry(), stop, stack)
+        log.info(
+            "mollifier.worker_started", extra={"fields": {"tasks": sorted(tasks), "draining": drainer is not None}}
+        )
+        on_start(drainer)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((executing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        stopping.cancel()
+        if drainer is not None:
+            await drainer.stop()
+        await executing
+
+
+def checked(settings: Settings) -> str:
+    """Return the database's URL. Raises SettingsError for settings that no worker can follow."""
+    if settings.database_url is None:
+        raise SettingsError(variable("database_url"), "must be set: the worker executes the runs recorded there")
+    if settings.drainer_enabled and settings.redis_url is None:
+        detail = f"is on, but there is nothing to drain: set {variable('redis_url')}, or switch it off"
+        raise SettingsError(variable("drainer_enabled"), detail)
+    if settings.divert and settings.enabled and settings.redis_url is None:
+        raise SettingsError(
+            variable("divert"), f"is on, but there is no buffer to divert to: set {variable('redis_url')}"
+        )
+    return settings.database_url
+
+
+async def _start_drainer(
+    settings: Settings, telemetry: Telemetry, stop: asyncio.Event, stack: AsyncExitStack
+) -> Drainer | None:
+    if settings.redis_url is None:
+        return None
+    if not settings.drains:
+        await _warn_of_entries(settings, settings.redis_url)
+        return None
+    redis = connect(settings.redis_url)
+    stack.push_async_callback(redis.aclose)
+    buffer = Buffer(Server(redis), lambda: settings)
+    if not await _claim_layout(buffer, stop):
+        return None
+    drainer = Drainer(buffer, audit_handler(telemetry), lambda: settings, telemetry)
+    drainer.start()
+    return drainer
+
+
+async def _warn_of_entries(settings: Settings, redis_url: str) -> None:
+    """Say when the buffer holds something that this worker will not drain. Switched off, not even its server is asked."""
+    if not settings.enabled:
+        detail = f"what the buffer may still hold stays there; {variable('drainer_enabled')}=1 drains it"
+        log.info("mollifier.not_draining", extra={"fields": {"detail": detail}})
+        return
+    redis = connect(redis_url)
+    try:
+        left = (await Buffer(Server(redis), lambda: settings).counts()).left
+        if left:
+            detail = f"{left} entries are in the buffer and this worker does not drain them: set {variable('drainer_enabled')}=1"
+            log.warning("mollifier.nobody_drains", extra={"fields": {"entries": left, "detail": detail}})
+    except BufferUnavailableError as error:
+        log.warning("mollifier.boot_fault", extra={"fields": {"operation": "count entries", "error": str(error)}})
+    finally:
+        await redis.aclose()
+
+
+async def _claim_layout(buffer: Buffer, stop: asyncio.Event) -> bool:
+    """Check the buffer's layout, again and again while its server is away; False when told to stop before it was done."""
+    backoff = Backoff()
+    while not stop.is_set():
+        try:
+            await buffer.claim_layout()
+        except BufferUnavailableError as error:
+            log.warning("mollifier.boot_fault", extra={"fields": {"operation": "claim layout", "error": str(error)}})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), backoff.next_ms() / 1000)
+        else:
+            return True
+    return False
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    """Set the event on SIGTERM and SIGINT; a second call replaces the first one's handlers, it adds none."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)

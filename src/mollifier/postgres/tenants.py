@@ -136,8 +136,8 @@ class Tenants:
 
     async def organization_of(self, env_id: str) -> str:
         """Return the id of the organization that the environment belongs to. Raises NotFoundError."""
-        project = await self._one(projects, "project", (await self._one(environments, "environment", env_id)).project_id)
-        return project.organization_id
+        environment = await self._one(environments, "environment", env_id)
+        return (await self._one(projects, "project", environment.project_id)).organization_id
 
     async def create_key(self, env_id: str) -> NewApiKey:
         """Make an API key for the environment. Raises NotFoundError."""

@@ -210,17 +210,12 @@ async def test_servers_are_out_of_reach_of_a_ctrl_c_in_the_terminal(stack: Stack
 def test_variables_for_other_servers_do_not_reach_these(
     child: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {
-        "PGPORT": "1",
-        "PGDATA": "/nowhere",
-        "PGHOST": "nowhere",
-        "PGUSER": "nobody",
-        "LC_ALL": "xx",
-    }.items():
+    elsewhere = {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere", "PGUSER": "nobody", "TZ": "Asia/Tokyo"}
+    for name, value in elsewhere.items():
         monkeypatch.setenv(name, value)
     started = child(durable=False, valkey=False)
-    keep_row(started.stack["database_url"], "here")
-    assert kept_rows(started.stack["database_url"]) == [("here",)]
+    with psycopg.connect(started.stack["database_url"]) as connection:
+        assert connection.execute("SHOW log_timezone").fetchall() == [("UTC",)]
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
@@ -492,10 +487,10 @@ async def test_an_ordinary_user_runs_both_servers_and_keeps_them_private(
 def test_root_runs_both_servers_of_another_users_folder_as_that_user(
     child: Callable[..., Child], open_folder: Path
 ) -> None:
-    nobody = pwd.getpwnam("nobody")
-    os.chown(open_folder, nobody.pw_uid, nobody.pw_gid)
+    owner = pwd.getpwnam("daemon")
+    os.chown(open_folder, owner.pw_uid, owner.pw_gid)
     started = child(data=str(open_folder), durable=False)
-    assert {uid_of(started.stack[name]) for name in ("valkey_pid", "postgres_pid")} == {nobody.pw_uid}
+    assert {uid_of(started.stack[name]) for name in ("valkey_pid", "postgres_pid")} == {owner.pw_uid}
 
 
 @AS_ROOT

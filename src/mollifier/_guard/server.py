@@ -73,7 +73,6 @@ class Server(ABC):
                 cwd=folder,
                 env=ENVIRONMENT,
                 pass_fds=(self._lock, lives),
-                start_new_session=True,
                 preexec_fn=dies_with_guard(self.stop_signal),  # noqa: PLW1509 - the guard has one thread only.
                 user=None if user is None else user.uid,
                 group=None if user is None else user.gid,

@@ -1,6 +1,7 @@
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,17 @@ def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cli(unconfigured: None, capfd: pytest.CaptureFixture[str]) -> Cli:
+def own_log() -> Generator[None]:
+    """Take back what a command does to the logging of this process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def cli(unconfigured: None, own_log: None, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Run `mollifier` with the given arguments through its entry point."""
 
     def run(*arguments: str) -> Ended:

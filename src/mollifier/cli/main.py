@@ -16,7 +16,9 @@ from mollifier.cli import environments, flags, keys, organizations, projects
 from mollifier.cli.audit import audit
 from mollifier.cli.migrate import migrate
 from mollifier.cli.output import note, print_text
+from mollifier.cli.serve import serve
 from mollifier.cli.settings import settings
+from mollifier.cli.worker import worker
 from mollifier.errors import InvalidRequestError, MollifierError, NotFoundError, SettingsError
 
 _SERVERS = "Servers"
@@ -64,6 +66,8 @@ def root(
     """
 
 
+app.command(rich_help_panel=_SERVERS)(serve)
+app.command(rich_help_panel=_SERVERS)(worker)
 app.command(rich_help_panel=_SERVERS)(migrate)
 app.command(rich_help_panel=_CHECKS)(audit)
 app.command(rich_help_panel=_CHECKS)(settings)

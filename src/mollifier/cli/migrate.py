@@ -21,7 +21,8 @@ def migrate(as_json: Json = False) -> None:
 
     For example:
 
-        $ MOLLIFIER_DATABASE_URL=postgresql://mollifier@db/mollifier mollifier migrate
+        $ export MOLLIFIER_DATABASE_URL=postgresql://mollifier@db/mollifier
+        $ mollifier migrate
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

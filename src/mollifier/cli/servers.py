@@ -12,18 +12,25 @@ if TYPE_CHECKING:
     from mollifier.postgres.database import Database
     from mollifier.postgres.flags import GlobalFlags
     from mollifier.postgres.tenants import Tenants
+    from mollifier.settings import Settings
 
 T = TypeVar("T")
 
 
+def load_settings() -> Settings:
+    """Return the settings of this process's environment, telling what looks misspelt in it. Raises SettingsError."""
+    from mollifier import config
+
+    with tell_warnings():
+        return config.load()
+
+
 def database_url() -> str:
     """Return the URL of the configured database. Raises SettingsError when there is none."""
-    from mollifier import config
     from mollifier.errors import SettingsError
     from mollifier.settings import variable
 
-    with tell_warnings():
-        url = config.load().database_url
+    url = load_settings().database_url
     if url is None:
         detail = "is not set. Set it to your database, as in postgresql://user:password@host/name; for a try-out use `mollifier dev`"
         raise SettingsError(variable("database_url"), detail)

@@ -1,0 +1,36 @@
+"""`mollifier worker`: executes runs and drains the buffer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mollifier.cli.logs import LogFile, start_log
+
+
+def worker(log_file: LogFile = None) -> None:
+    """Run a worker: it executes runs, and drains the buffer.
+
+    Start as many as the work takes, beside `serve`. MOLLIFIER_TASKS names the modules whose functions are the tasks; they are recorded
+    when the worker starts, and can be triggered from then on. Draining follows MOLLIFIER_ENABLED unless MOLLIFIER_DRAINER_ENABLED says
+    otherwise. A server that is away is waited for.
+
+    Stops on SIGTERM or Ctrl-C, once the work in hand is done or MOLLIFIER_DRAIN_SHUTDOWN_TIMEOUT_MS has passed. The log is JSON lines.
+
+    For example:
+
+        $ MOLLIFIER_TASKS=myapp.tasks mollifier worker
+        $ MOLLIFIER_TASKS=myapp.tasks,myapp.reports mollifier worker --log-file worker.log
+    """
+    from mollifier import config
+    from mollifier.observability import configure_telemetry
+    from mollifier.telemetry import Telemetry
+    from mollifier.worker import run_worker_process
+
+    start_log(log_file)
+    settings = config.load()
+    observability = configure_telemetry("mollifier-worker")
+    telemetry = Telemetry(observability.meter_provider, observability.tracer_provider)
+    try:
+        asyncio.run(run_worker_process(settings, telemetry=telemetry))
+    finally:
+        observability.shutdown()

@@ -1,0 +1,196 @@
+"""The worker process: what it drains, what stops it at boot, and what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from mollifier import snapshots
+from mollifier.buffer import Buffer
+from mollifier.drainer import Drainer
+from mollifier.errors import SettingsError
+from mollifier.keys import PARTITIONS
+from mollifier.model import Snapshot
+from mollifier.server import Server
+from mollifier.settings import Settings
+from mollifier.worker import run_worker_process
+from tests.core.support import execute, until
+
+TASKS = ("mollifier.demo_tasks",)
+
+
+class Working:
+    """A worker that runs in this process: its drainer, if it has one, once it has started."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.drainer: Drainer | None = None
+
+    def on_start(self, drainer: Drainer | None) -> None:
+        self.drainer = drainer
+        self.started.set()
+
+
+@asynccontextmanager
+async def working(settings: Settings) -> AsyncGenerator[Working]:
+    worker, stop = Working(), asyncio.Event()
+    running = asyncio.create_task(run_worker_process(settings, on_start=worker.on_start, stop=stop))
+    started = asyncio.create_task(worker.started.wait())
+    try:
+        await asyncio.wait((running, started), timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        yield worker
+    finally:
+        started.cancel()
+        stop.set()
+        await asyncio.wait_for(running, 20)
+
+
+def events(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.message == name]
+
+
+def has_event(caplog: pytest.LogCaptureFixture, name: str) -> Callable[[], bool]:
+    return lambda: bool(events(caplog, name))
+
+
+async def hold(buffer: Buffer, *run_ids: str) -> None:
+    for run_id in run_ids:
+        snapshot = Snapshot(
+            run_id=run_id, org_id="org", env_id="env", task_id="echo", created_at=datetime.now(UTC), payload=b"{}"
+        )
+        await buffer.accept(run_id, "env", "org", snapshots.encode(snapshot))
+
+
+async def is_empty(buffer: Buffer) -> bool:
+    return (await buffer.counts()).left == 0
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        pytest.param({"enabled": True}, id="switched on"),
+        pytest.param({"enabled": False, "drainer_enabled": True}, id="switched off with the drainer left on"),
+    ],
+)
+async def test_a_worker_drains_what_the_buffer_holds_and_says_so(
+    rollout: dict[str, bool],
+    redis_client: Redis,
+    redis_url: str,
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = Settings(redis_url=redis_url, database_url=database_url, tasks=TASKS, **rollout)  # pyright: ignore[reportArgumentType] - the parameters of one case
+    buffer = Buffer(Server(redis_client), lambda: settings)
+    await hold(buffer, "run_a", "run_b")
+
+    with caplog.at_level(logging.INFO):
+        async with working(settings):
+            await until(lambda: is_empty(buffer))
+
+    drained = [getattr(record, "fields", {}) for record in events(caplog, "mollifier.drained")]
+    assert [(fields["run_id"], fields["attempts"]) for fields in drained] == [("run_a", 1), ("run_b", 1)]
+
+
+async def test_a_worker_that_is_switched_off_opens_no_connection_to_the_buffers_server(
+    redis_client: Redis, redis_url: str, database_url: str
+) -> None:
+    before = (await execute(redis_client, "INFO", "stats"))["total_connections_received"]
+
+    async with working(Settings(redis_url=redis_url, database_url=database_url, tasks=TASKS)) as worker:
+        assert worker.drainer is None
+
+    assert (await execute(redis_client, "INFO", "stats"))["total_connections_received"] == before
+
+
+async def test_a_worker_that_does_not_drain_warns_of_the_entries_it_leaves(
+    redis_client: Redis, redis_url: str, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(
+        redis_url=redis_url, database_url=database_url, tasks=TASKS, enabled=True, drainer_enabled=False
+    )
+    buffer = Buffer(Server(redis_client), lambda: settings)
+    await hold(buffer, "run_a")
+
+    async with working(settings) as worker:
+        assert worker.drainer is None
+
+    (warning,) = events(caplog, "mollifier.nobody_drains")
+    assert getattr(warning, "fields", {})["entries"] == 1
+    assert (await buffer.counts()).queued == 1
+
+
+async def test_a_worker_waits_for_a_buffer_that_is_away_at_boot_and_stops_when_told(
+    tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(redis_url=f"unix://{tmp_path}/nobody", database_url=database_url, tasks=TASKS, enabled=True)
+    stop = asyncio.Event()
+    running = asyncio.create_task(run_worker_process(settings, stop=stop))
+
+    async def has_waited() -> bool:
+        return has_event(caplog, "mollifier.boot_fault")()
+
+    await until(has_waited)
+    assert not running.done()
+
+    stop.set()
+    await asyncio.wait_for(running, 20)
+
+
+@pytest.mark.parametrize(
+    ("variable", "settings"),
+    [
+        ("MOLLIFIER_DATABASE_URL", Settings()),
+        ("MOLLIFIER_DRAINER_ENABLED", Settings(database_url="postgresql:///nowhere", drainer_enabled=True)),
+        ("MOLLIFIER_TASKS", Settings(database_url="postgresql:///nowhere", tasks=("no.such.module",))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_settings_no_worker_can_follow_stop_it_at_boot_with_the_variables_name(
+    variable: str, settings: Settings
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        await run_worker_process(settings)
+
+    assert raised.value.variable == variable
+
+
+async def test_another_number_of_partitions_than_the_buffers_stops_the_worker_at_boot(
+    redis_client: Redis, redis_url: str, database_url: str
+) -> None:
+    await redis_client.set(PARTITIONS, "16")
+    settings = Settings(redis_url=redis_url, database_url=database_url, tasks=TASKS, enabled=True, partitions=32)
+
+    with pytest.raises(SettingsError) as raised:
+        await run_worker_process(settings)
+
+    assert raised.value.variable == "MOLLIFIER_PARTITIONS"
+    assert await execute(redis_client, "GET", PARTITIONS) == b"16"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_the_worker_however_often_one_was_started_in_this_process(
+    number: signal.Signals, redis_url: str, database_url: str
+) -> None:
+    settings = Settings(redis_url=redis_url, database_url=database_url, tasks=TASKS, enabled=True)
+    async with working(settings):
+        pass
+    worker = Working()
+    running = asyncio.create_task(run_worker_process(settings, on_start=worker.on_start))
+    await asyncio.wait_for(worker.started.wait(), 20)
+
+    os.kill(os.getpid(), number)
+
+    await asyncio.wait_for(running, 20)
+    assert worker.drainer is not None
+    assert not worker.drainer.running

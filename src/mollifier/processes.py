@@ -7,8 +7,8 @@ order: first the API, which takes work in, then the worker, then the servers.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -55,7 +55,8 @@ class ChildEnvironment:
 
     Configured servers are left out, and named in `ignored`. A mode that was asked for beats MOLLIFIER_ENABLED, _SHADOW_MODE and _DIVERT of
     the environment, named in `overruled`; without one these beat the default, monitor. `mode` is what comes of it. Raises SettingsError,
-    naming the variable, for a setting with which the processes would not start.
+    naming the variable, for a setting with which the processes would not start. `settings` are those of
+    the environment itself.
     """
 
     def __init__(self, inherited: Mapping[str, str], asked: Mode | None) -> None:
@@ -76,17 +77,17 @@ class ChildEnvironment:
         rollout = {variable(name): str(int(value)) for name, value in step.settings.items()}
         self.variables = {**kept, **rollout} if asked is not None else {**rollout, **kept}
         self.variables[variable("tasks")] = ",".join(dict.fromkeys([DEMO_TASKS, *given.tasks]))
-        self.admin_token = self.variables.setdefault(variable("admin_token"), secrets.token_urlsafe(24))
+        self.settings = given
 
     @classmethod
     def of_this_process(cls, asked: Mode | None) -> ChildEnvironment:
         """Return what this process's own environment makes of the mode."""
         return cls(os.environ, asked)
 
-    def on(self, stack: Stack) -> dict[str, str]:
+    def on(self, stack: Stack, admin_token: str) -> dict[str, str]:
         """Return all variables, for the servers of this stack."""
-        servers = {variable("redis_url"): stack.redis_url, variable("database_url"): stack.database_url}
-        return {**self.variables, **servers, "PYTHONUNBUFFERED": "1"}
+        ours = {"redis_url": stack.redis_url, "database_url": stack.database_url, "admin_token": admin_token}
+        return {**self.variables, **{variable(name): text for name, text in ours.items()}}
 
 
 @dataclass
@@ -97,6 +98,15 @@ class Child:
     process: asyncio.subprocess.Process
     output: Path
     lifeline: int = field(repr=False)
+
+    async def first_line(self) -> bytes:
+        """Return the first line that it writes to its standard output. Raises ProcessError when it ends without one."""
+        assert self.process.stdout is not None  # noqa: S101 - a pipe was asked for
+        line = await self.process.stdout.readline()
+        if not line:
+            await self.process.wait()
+            raise self.failure()
+        return line
 
     def tail(self) -> str:
         """Return the end of what it wrote to its standard error."""
@@ -124,9 +134,10 @@ class Processes:
         self.api_urls: list[str] = []
 
     async def start_api(self, port: int) -> str:
-        """Start one API process on this port and return its URL; it is not ready yet."""
-        await self._start("api", "serve", "--host", HOST, "--port", str(port))
-        self.api_urls.append(f"http://{HOST}:{port}")
+        """Start one API process on this port, a free one for 0, and return its URL; it listens, but may not be ready yet."""
+        child = await self._start("api", "serve", "--host", HOST, "--port", str(port), "--json")
+        reading = self.alongside(child.first_line(), START_S, "the API process did not say where it listens")
+        self.api_urls.append(json.loads(await reading)["url"])
         return self.api_urls[-1]
 
     async def start_worker(self) -> None:
@@ -171,7 +182,7 @@ class Processes:
             await _stop(child)
         self._children.clear()
 
-    async def _start(self, name: str, *command: str) -> None:
+    async def _start(self, name: str, *command: str) -> Child:
         reading, writing = os.pipe()
         try:
             with self._output.open("ab") as output:
@@ -182,7 +193,7 @@ class Processes:
                     str(reading),
                     *command,
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
+                    stdout=asyncio.subprocess.PIPE if "--json" in command else output,
                     stderr=output,
                     env=dict(self._environment),
                     pass_fds=(reading,),
@@ -193,7 +204,9 @@ class Processes:
             raise
         finally:
             os.close(reading)
-        self._children.append(Child(name, process, self._output, writing))
+        child = Child(name, process, self._output, writing)
+        self._children.append(child)
+        return child
 
     def _tail(self) -> str:
         return self._children[0].tail() if self._children else ""
@@ -201,10 +214,10 @@ class Processes:
 
 @asynccontextmanager
 async def running(
-    stack: Stack, environment: ChildEnvironment, output: Path, ports: Sequence[int]
+    stack: Stack, environment: ChildEnvironment, *, admin_token: str, output: Path, ports: Sequence[int]
 ) -> AsyncGenerator[Processes]:
     """Run one worker and one API process per port until the block is left. Raises ProcessError when one does not get ready."""
-    processes = Processes(environment.on(stack), output)
+    processes = Processes(environment.on(stack, admin_token), output)
     async with AsyncExitStack() as at_end:
         at_end.push_async_callback(processes.stop)
         await processes.start_worker()
@@ -214,22 +227,8 @@ async def running(
         yield processes
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports on which nobody listens at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 def check_port(port: int) -> int:
-    """Return the port, a free one for 0. Raises SettingsError when somebody listens on it."""
-    if port == 0:
-        return free_ports(1)[0]
+    """Return the port. Raises SettingsError when it cannot be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -53,24 +54,33 @@ def report(text: str) -> None:
 
 @contextmanager
 def kept_log(log: Path | None) -> Generator[Path]:
-    """Lend the log, or a temporary one that is kept where the block is left with a failure; then it also tells the end of it."""
-    from mollifier.processes import ProcessError
-
-    path = log or Path(tempfile.mkstemp(prefix="mollifier-", suffix=".log")[1])
-    path.touch()
-    keep = log is not None
+    """Lend the log, or a temporary one that is kept where the block is left with a failure."""
+    if log is not None:
+        yield log
+        return
+    file, name = tempfile.mkstemp(prefix="mollifier-", suffix=".log")
+    os.close(file)
+    path, keep = Path(name), True
     try:
         yield path
     except typer.Exit as ended:
-        keep = keep or ended.exit_code == 1
-        if log is None and keep:
-            note(f"The log of all processes is kept in {path}")
+        keep = ended.exit_code == 1
         raise
+    finally:
+        if keep:
+            note(f"mollifier: the log of all processes is kept in {path}")
+        else:
+            path.unlink()
+
+
+@contextmanager
+def told_failures() -> Generator[None]:
+    """Show the end of the log where a process that was started here fails."""
+    from mollifier.processes import ProcessError
+
+    try:
+        yield
     except ProcessError as error:
-        keep = True
         if error.tail:
             note(error.tail)
         raise
-    finally:
-        if not keep:
-            path.unlink(missing_ok=True)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mollifier.cli.embedding import ModeOption, child_environment, finish, kept_log, report
+from mollifier.cli.embedding import ModeOption, child_environment, finish, kept_log, report, told_failures
 from mollifier.cli.output import Json, note, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from mollifier.play.remote import Remote
     from mollifier.play.replay import Score
-    from mollifier.play.session import Played
     from mollifier.play.stage import Stage
     from mollifier.play.trace import Survey
 
@@ -105,7 +104,7 @@ def replay(
     if remote is not None:
         finish(run(_play(remote_stage(remote, environments), score, seen, task, as_json=as_json)))
     environment = child_environment(mode)
-    with kept_log(log_file) as log:
+    with kept_log(log_file) as log, told_failures():
         organizations = [Organization("replay", environments)]
         stage = embedded_stage(environment, organizations, log=log, replicas=replicas, on_progress=report)
         finish(run(_play(stage, score, seen, task, as_json=as_json)))
@@ -119,11 +118,10 @@ async def _play(
     from mollifier.play.session import Session
 
     marker = Marker(secrets.token_hex(4))
-    async with stage as (system, tenants, processes):
+    async with stage as ready:
         with progress_bar(stderr(), seen.arrivals) as show:
-            session = Session(system, tenants, task_id=task, marker=marker, report=show)
-            playing = session.play(score.calls(seen, marker))
-            played: Played = await (playing if processes is None else processes.alongside(playing))
+            session = Session(ready.system, ready.tenants, task_id=task, marker=marker, report=show)
+            played = await ready.alongside(session.play(score.calls(seen, marker)))
     if as_json:
         print_json(as_record(played))
         for imbalance in played.imbalances:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from mollifier.audit import Report
+from mollifier.audit import BUFFERED, DRAINED, WOULD_MOLLIFY, Report
 from mollifier.model import RunStatus, Tenant
 from mollifier.play.books import Books, reconcile
 from mollifier.play.client import Answers, Call, Marker, TriggerClient, all_latencies_ms, http_session, percentile
@@ -62,6 +62,23 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class TenantFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The books of one tenant, as far as they can be told apart; `mollified` is its whole organization's."""
+
+    org_id: str
+    env_id: str
+    offered: int
+    accepted: int
+    rejected: int
+    errors: int
+    would_mollify: int
+    mollified: int
+    buffered: int
+    drained: int
+    p50_ms: float
+    p99_ms: float
+
+
 class Played(msgspec.Struct, frozen=True, kw_only=True):
     """The closed books, and what they were made from, per tenant where it can be told apart."""
 
@@ -69,8 +86,7 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing
     mode: Mode | None
     answers: Sequence[Answers]
-    events: Mapping[str, Counter[str]]
-    mollified: Mapping[str, int]
+    tenants: Sequence[TenantFigures]
     audit: Report | None
 
     @property
@@ -162,9 +178,28 @@ class Session:
             timing=timing,
             mode=self._system.mode,
             answers=client.answers,
-            events={} if self._journal is None else self._journal.counts,
-            mollified=decisions.mollified,
+            tenants=[
+                self._tenant(tenant, each, decisions)
+                for tenant, each in zip(self._tenants, client.answers, strict=True)
+            ],
             audit=audit,
+        )
+
+    def _tenant(self, tenant: Tenant, answers: Answers, decisions: Decisions) -> TenantFigures:
+        events = Counter[str]() if self._journal is None else self._journal.counts[tenant.env_id]
+        return TenantFigures(
+            org_id=tenant.org_id,
+            env_id=tenant.env_id,
+            offered=answers.offered,
+            accepted=answers.accepted,
+            rejected=answers.rejected,
+            errors=answers.errors,
+            would_mollify=events[WOULD_MOLLIFY],
+            mollified=decisions.mollified[tenant.org_id],
+            buffered=events[BUFFERED],
+            drained=events[DRAINED],
+            p50_ms=round(percentile(answers.latencies_ms, 50), 2),
+            p99_ms=round(percentile(answers.latencies_ms, 99), 2),
         )
 
     async def _come_to_rest(

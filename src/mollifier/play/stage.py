@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import func, select
 
@@ -18,9 +19,10 @@ from mollifier.postgres.database import Database
 from mollifier.postgres.migrate import migrate_async
 from mollifier.postgres.tables import tasks
 from mollifier.postgres.tenants import Tenants
-from mollifier.processes import START_S, ChildEnvironment, ProcessError, Processes, free_ports, running
+from mollifier.processes import START_S, ChildEnvironment, ProcessError, Processes, running
 
 Progress = Callable[[str], object]
+T = TypeVar("T")
 
 
 class Organization(NamedTuple):
@@ -37,6 +39,10 @@ class Stage(NamedTuple):
     tenants: Sequence[Tenant]
     processes: Processes | None = None
 
+    async def alongside(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work. Raises ProcessError as soon as one of the processes ends."""
+        return await (work if self.processes is None else self.processes.alongside(work))
+
 
 @asynccontextmanager
 async def embedded_stage(
@@ -48,6 +54,7 @@ async def embedded_stage(
     on_progress: Progress,
 ) -> AsyncGenerator[Stage]:
     """Start everything, and stop it when the block is left. Nothing is kept but the log."""
+    admin_token = environment.settings.admin_token or secrets.token_urlsafe(24)
     async with EmbeddedStack(durable=False, on_progress=on_progress) as stack:
         on_progress("creating the schema and the tenants")
         await migrate_async(stack.database_url)
@@ -55,11 +62,13 @@ async def embedded_stage(
             tenants = await make_tenants(Tenants(database), organizations, enroll=environment.mode.enrolls)
             connections_before = await connections_received(stack.redis_url)
             on_progress("starting API and worker")
-            async with running(stack, environment, log, free_ports(replicas)) as processes:
+            async with running(
+                stack, environment, admin_token=admin_token, output=log, ports=[0] * replicas
+            ) as processes:
                 await tasks_recorded(database, processes)
                 system = System(
                     api_urls=processes.api_urls,
-                    admin_token=environment.admin_token,
+                    admin_token=admin_token,
                     database_url=stack.database_url,
                     log=log,
                     mode=environment.mode,

@@ -1,0 +1,87 @@
+"""The books: each way in which they can fail to balance is noticed, and a play that went well is not accused."""
+
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mollifier.play.books import Books, reconcile
+from mollifier.rollout import Mode
+
+MONITOR = Books(
+    offered=10, accepted=10, pass_through=6, mollify=4, would_mollify=0, buffered=4, drained=4,
+    hash_mismatches=0, runs_created=10, lost=0, duplicated=0, executed=10, left_in_buffer=0, buffer_connections=3,
+)  # fmt: skip
+SHADOW = msgspec.structs.replace(MONITOR, mollify=0, shadow_log=4, would_mollify=4, buffered=0, drained=0)
+OFF = msgspec.structs.replace(MONITOR, pass_through=0, mollify=0, buffered=0, drained=0, buffer_connections=0)
+BARE = Books(offered=10, accepted=10, pass_through=6, mollify=4)
+
+
+@pytest.mark.parametrize(
+    ("books", "mode"),
+    [(MONITOR, Mode.MONITOR), (SHADOW, Mode.SHADOW), (OFF, Mode.OFF), (MONITOR, None), (SHADOW, None), (BARE, None)],
+)
+def test_a_play_that_went_well_balances(books: Books, mode: Mode | None) -> None:
+    assert books.imbalances(mode) == ()
+
+
+@pytest.mark.parametrize(
+    ("books", "mode", "changes", "said"),
+    [
+        (MONITOR, Mode.MONITOR, {"offered": 11}, "offered 11 is not accepted 10 + rejected 0 + errors 0"),
+        (MONITOR, Mode.MONITOR, {"offered": 11, "errors": 1}, "1 calls got no answer"),
+        (MONITOR, Mode.MONITOR, {"offered": 12, "rejected": 2}, "2 calls were rejected"),
+        (MONITOR, Mode.MONITOR, {"lost": 1}, "1 accepted triggers have no run"),
+        (MONITOR, Mode.MONITOR, {"duplicated": 1}, "one too many"),
+        (MONITOR, Mode.MONITOR, {"runs_created": 9, "executed": 9}, "9 runs were created for 10 accepted triggers"),
+        (MONITOR, Mode.MONITOR, {"executed": 9}, "9 of 10 runs were executed"),
+        (MONITOR, Mode.MONITOR, {"buffered": 3, "drained": 3}, "mollified 4 triggers and 3 were buffered"),
+        (MONITOR, Mode.MONITOR, {"drained": 3}, "4 triggers were buffered and 3 drained"),
+        (MONITOR, Mode.MONITOR, {"hash_mismatches": 1}, "1 payloads came out"),
+        (MONITOR, Mode.MONITOR, {"left_in_buffer": 2}, "2 entries are left"),
+        (MONITOR, Mode.MONITOR, {"pass_through": 5}, "the gate decided 9 times for 10 accepted triggers"),
+        (MONITOR, Mode.MONITOR, {"pass_through": 5, "shadow_log": 1, "would_mollify": 1}, "enrolled, and yet 1"),
+        (
+            SHADOW,
+            Mode.SHADOW,
+            {"pass_through": 5, "mollify": 1, "buffered": 1, "drained": 1},
+            "in shadow mode nothing may be held, and 1",
+        ),
+        (SHADOW, Mode.SHADOW, {"would_mollify": 3}, "shadow_log 4 times and the log has 3"),
+        (OFF, Mode.OFF, {"pass_through": 10}, "switched off, and yet the gate decided 10 times"),
+        (OFF, Mode.OFF, {"buffer_connections": 1}, "switched off, and yet the buffer's server saw 1 connections"),
+        (BARE, None, {"left_in_buffer": 1}, "1 entries are left"),
+    ],
+)
+def test_each_imbalance_is_noticed_and_nothing_else_is(
+    books: Books, mode: Mode | None, changes: Mapping[str, int], said: str
+) -> None:
+    (found,) = msgspec.structs.replace(books, **changes).imbalances(mode)
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("accepted", "found", "counts"),
+    [
+        ({}, [], (0, 0, 0)),
+        ({0: "a", 1: "b"}, [("a", 0), ("b", 1)], (2, 0, 0)),
+        ({0: "a", 1: "b"}, [("a", 0)], (1, 1, 0)),
+        ({0: "a"}, [("a", 0), ("b", 0)], (2, 0, 1)),
+        ({0: "a", 1: "a"}, [("a", 0)], (1, 0, 1)),
+        ({0: "a"}, [("a", 0), ("c", 7)], (2, 0, 0)),
+        ({}, [("c", 7)], (1, 0, 0)),
+    ],
+    ids=["nothing", "all", "lost", "two runs for one call", "one run for two calls", "run without answer", "only that"],
+)
+def test_answers_and_runs_are_compared_one_by_one(
+    accepted: dict[int, str], found: list[tuple[str, int]], counts: tuple[int, int, int]
+) -> None:
+    assert reconcile(accepted, found) == counts
+
+
+@given(st.sets(st.integers(0, 50)), st.sets(st.integers(0, 50)))
+def test_the_lost_are_those_answered_without_a_run(answered: set[int], created: set[int]) -> None:
+    result = reconcile({n: f"run_{n}" for n in answered}, [(f"run_{n}", n) for n in created])
+    assert result == (len(created), len(answered - created), 0)

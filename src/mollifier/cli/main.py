@@ -14,16 +14,20 @@ import typer
 
 from mollifier.cli import environments, flags, keys, organizations, projects
 from mollifier.cli.audit import audit
+from mollifier.cli.demo import demo
+from mollifier.cli.dev import dev
 from mollifier.cli.migrate import migrate
 from mollifier.cli.output import note, print_text
+from mollifier.cli.replay import replay
 from mollifier.cli.serve import serve
 from mollifier.cli.settings import settings
 from mollifier.cli.worker import worker
 from mollifier.errors import InvalidRequestError, MollifierError, NotFoundError, SettingsError
 
-_SERVERS = "Servers"
-_CHECKS = "Checks"
-_ADMINISTRATION = "Administration"
+_TRYING = "Try it here"
+_SERVERS = "Run it"
+_CHECKS = "Check it"
+_ADMINISTRATION = "Administer it"
 _USAGE_EXIT = 2
 
 _HINTS = {
@@ -66,6 +70,9 @@ def root(
     """
 
 
+app.command(rich_help_panel=_TRYING)(demo)
+app.command(rich_help_panel=_TRYING)(dev)
+app.command(rich_help_panel=_TRYING)(replay)
 app.command(rich_help_panel=_SERVERS)(serve)
 app.command(rich_help_panel=_SERVERS)(worker)
 app.command(rich_help_panel=_SERVERS)(migrate)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -41,6 +41,7 @@ _KINDS = {
 }
 # One escape of a JSON text at a time: a whole surrogate pair, else half of one (the group), else any other.
 _ESCAPES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
+_NULS = re.compile(rb"\\(u0000)|\\.", re.DOTALL)
 
 
 class Fields:
@@ -69,6 +70,13 @@ class Fields:
         """Return whether the member is there and not null."""
         return self._raw(name) is not None
 
+    def required(self, name: str, read: Callable[[str], T]) -> T | None:
+        """Return what `read` makes of the member, which has to be there."""
+        if not self.has(name):
+            self.blame(name, "is required")
+            return None
+        return read(name)
+
     def kind(self, name: str) -> str | None:
         """Return what JSON calls the member's value, with its article."""
         raw = self._raw(name)
@@ -78,6 +86,22 @@ class Fields:
         """Return the member's JSON text, byte for byte; null is a value here."""
         raw = self._members.get(name)
         return None if raw is None else bytes(raw)
+
+    def names(self) -> Iterator[str]:
+        """Return the names of the members."""
+        return iter(self._members)
+
+    def value(self, name: str) -> Any:
+        """Return any JSON as Python has it, of the kind that a database can hold as JSON."""
+        text = self.json(name) or b"null"
+        try:
+            found = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            self.blame(name, f"cannot be stored: {error}")
+            return None
+        if any(escape[1] for escape in _NULS.finditer(text)):
+            self.blame(name, UNSTORABLE)
+        return found
 
     def text(self, name: str, longest: int, shortest: int = 1) -> str | None:
         """Return a string of so many characters, one that every store can hold."""

@@ -117,7 +117,7 @@ def read_trigger(task_id: str, item: Fields, headers: Mapping[str, str] | None =
         "trigger_function": "triggerAndWait" if resume_parent else "trigger",
         "trigger_source": _header(item, headers, TRIGGER_SOURCE, NAME_LENGTH_MAX),
         "one_time_token": options.text("oneTimeToken", KEY_LENGTH_MAX),
-        **_trace(headers),
+        **trace_of(headers),
     }
     item.check()
     return TriggerRequest(task_id=task_id, **fields)
@@ -137,6 +137,16 @@ def checked_key(key: str, field: str) -> str:
     if fault is not None:
         raise InvalidRequestError(FieldError(field, fault))
     return key
+
+
+def trace_of(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the caller's trace as W3C Trace Context has it; one that does not conform is ignored, as that asks."""
+    parent = headers.get(TRACEPARENT, "")
+    found = _TRACEPARENT.fullmatch(parent)
+    if found is None or len(parent) > NAME_LENGTH_MAX or (found[1] == "00" and found[2]):
+        return {}
+    state = headers.get(TRACESTATE, "")
+    return {"traceparent": parent} | ({"tracestate": state} if _TRACESTATE.fullmatch(state) else {})
 
 
 def _check_task_id(item: Fields, task_id: str) -> None:
@@ -231,11 +241,8 @@ def _debounce(options: Fields) -> Debounce | None:
     parts = options.object("debounce")
     if parts is None:
         return None
-    for name in ("key", "delay"):
-        if not parts.has(name):
-            parts.blame(name, "is required")
-    key = parts.text("key", DEBOUNCE_KEY_LENGTH_MAX)
-    delay = parts.duration("delay", _SECOND)
+    key = parts.required("key", lambda name: parts.text(name, DEBOUNCE_KEY_LENGTH_MAX))
+    delay = parts.required("delay", lambda name: parts.duration(name, _SECOND))
     mode = parts.choice("mode", ("leading", "trailing")) or "leading"
     max_delay = parts.duration("maxDelay", _SECOND)
     if key is None or delay is None:
@@ -250,11 +257,7 @@ def _queue(options: Fields) -> str | None:
     if options.kind("queue") == "a string":
         return options.text("queue", NAME_LENGTH_MAX)
     parts = options.object("queue")
-    if parts is None:
-        return None
-    if not parts.has("name"):
-        parts.blame("name", "is required")
-    return parts.text("name", NAME_LENGTH_MAX)
+    return None if parts is None else parts.required("name", lambda name: parts.text(name, NAME_LENGTH_MAX))
 
 
 def _header(item: Fields, headers: Mapping[str, str], name: str, longest: int) -> str | None:
@@ -266,13 +269,3 @@ def _header(item: Fields, headers: Mapping[str, str], name: str, longest: int) -
         return text
     item.blame_path(name, fault)
     return None
-
-
-def _trace(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the caller's trace as W3C Trace Context has it; one that does not conform is ignored, as that asks."""
-    parent = headers.get(TRACEPARENT, "")
-    found = _TRACEPARENT.fullmatch(parent)
-    if found is None or len(parent) > NAME_LENGTH_MAX or (found[1] == "00" and found[2]):
-        return {}
-    state = headers.get(TRACESTATE, "")
-    return {"traceparent": parent} | ({"tracestate": state} if _TRACESTATE.fullmatch(state) else {})

@@ -12,9 +12,11 @@ from litestar.exceptions import HTTPException
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
 from mollifier.errors import MollifierError, SettingsError
-from mollifier.http import operations, problems, runs, triggers
+from mollifier.http import keys, metadata, operations, problems, replays, runs, triggers
+from mollifier.http.admin import admin_api
 from mollifier.http.raw_path import encoded_path
 from mollifier.http.services import OnFatal, running
+from mollifier.http.tracing import AsgiSend, RequestRecorder
 from mollifier.observability import Observability, configure_telemetry
 from mollifier.settings import Settings
 
@@ -25,6 +27,16 @@ log = logging.getLogger(__name__)
 ROUTES = [
     triggers.trigger,
     runs.get_run,
+    runs.list_runs,
+    runs.get_result,
+    runs.cancel,
+    runs.add_tags,
+    runs.reschedule,
+    metadata.get_metadata,
+    metadata.put_metadata,
+    replays.replay,
+    keys.reset,
+    admin_api,
     operations.healthz,
     operations.readyz,
     operations.metrics,
@@ -32,19 +44,23 @@ ROUTES = [
 
 
 class Api(Litestar):
-    """Routes on the path as it was sent, and answers HEAD as GET; the server leaves its body out."""
+    """Records every request, routes on the path as it was sent, and answers HEAD as GET; the server leaves its body out."""
+
+    recorder: RequestRecorder
 
     async def __call__(
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
     ) -> None:
         """Serve one request, or the life of the application."""
-        if scope["type"] == "http":
-            changed = dict(cast("dict[str, Any]", scope))
-            changed["path"] = encoded_path(changed)
-            if changed["method"] == "HEAD":
-                changed["method"] = "GET"
-            scope = cast("Scope", changed)
-        await super().__call__(scope, receive, send)
+        call: Any = super().__call__
+        if scope["type"] != "http":
+            await call(scope, receive, send)
+            return
+        request = dict(cast("dict[str, Any]", scope))
+        request["path"] = encoded_path(request)
+        if request["method"] == "HEAD":
+            request["method"] = "GET"
+        await self.recorder.record(request, cast("AsgiSend", send), lambda send: call(request, receive, send))
 
 
 def create_app(
@@ -55,10 +71,10 @@ def create_app(
     `on_fatal` is told of settings that cannot be, found at the start or, where the buffer's server answers only later, after it.
     Without it the start raises SettingsError, and what is found later is logged.
     """
+    observed = observability or configure_telemetry(SERVICE_NAME)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
-        observed = observability or configure_telemetry(SERVICE_NAME)
         stack = AsyncExitStack()
         if observability is None:
             stack.callback(observed.shutdown)
@@ -71,7 +87,7 @@ def create_app(
         async with stack:
             yield
 
-    return Api(
+    api = Api(
         ROUTES,
         lifespan=[lifespan],
         request_max_body_size=settings.body_limit_bytes,
@@ -85,6 +101,8 @@ def create_app(
         ),
         logging_config=None,
     )
+    api.recorder = RequestRecorder(observed)
+    return api
 
 
 def _log_fatal(error: SettingsError) -> None:

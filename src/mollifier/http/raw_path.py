@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from mollifier.errors import FieldError, InvalidRequestError
+from mollifier.errors import FieldError, InvalidRequestError, NotFoundError
+from mollifier.fields import text_fault
+
+ID_LENGTH_MAX = 256
 
 _CANONICAL = re.compile(rb"[A-Za-z0-9/_.~-]*")
 
@@ -30,3 +33,11 @@ def path_text(segment: str, field: str) -> str:
         return unquote_to_bytes(segment).decode()
     except UnicodeDecodeError:
         raise InvalidRequestError(FieldError(field, "is not UTF-8, percent-encoded")) from None
+
+
+def path_id(segment: str, kind: str, field: str = "id") -> str:
+    """Return the id in a segment of the path. Raises NotFoundError for what nothing of that kind can be called."""
+    text = path_text(segment, field)
+    if text_fault(text, ID_LENGTH_MAX):
+        raise NotFoundError(kind, text[:ID_LENGTH_MAX], field)
+    return text

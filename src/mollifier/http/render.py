@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response
@@ -12,15 +12,13 @@ from litestar.background_tasks import BackgroundTask
 from msgspec import Meta
 
 from mollifier.durations import format_duration
-from mollifier.model import Environment, Run, RunStatus, TriggerFunction
+from mollifier.model import Environment, Run, RunError, RunStatus, TriggerFunction
 from mollifier.request import JSON, SUPER_JSON, super_json_value
 
 _QUEUED = {RunStatus.PENDING_VERSION, RunStatus.QUEUED, RunStatus.DELAYED}
 _EXECUTING = {RunStatus.DEQUEUED, RunStatus.EXECUTING}
 _FAILED = {RunStatus.FAILED, RunStatus.CRASHED, RunStatus.SYSTEM_FAILURE, RunStatus.TIMED_OUT, RunStatus.EXPIRED}
 _COMPLETED = {RunStatus.COMPLETED, RunStatus.CANCELED, *_FAILED}
-
-T = TypeVar("T")
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
@@ -95,6 +93,26 @@ class RunDetails(RunSummary, frozen=True, kw_only=True, omit_defaults=True, rena
     error: RunFailure | None = None
 
 
+class ResultError(msgspec.Struct, frozen=True, rename="camel"):
+    """Why the run did not succeed, in the form that clients tell kinds of errors apart by."""
+
+    name: str
+    message: str
+    stack_trace: str = ""
+    type: Literal["BUILT_IN_ERROR"] = "BUILT_IN_ERROR"
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """What a run came to: `ok` with its output, as the text of `outputType`, or not with the error."""
+
+    ok: bool
+    id: str
+    task_identifier: str
+    output: str | None = None
+    output_type: str | None = None
+    error: ResultError | None = None
+
+
 def json_response(body: Any, status_code: int = 200, after: BackgroundTask | None = None) -> Response[Any]:
     """Return the struct as JSON; `after` runs once it has been sent."""
     return Response(msgspec.json.encode(body), media_type="application/json", status_code=status_code, background=after)
@@ -115,6 +133,18 @@ def run_details(run: Run, root: Run | None, parent: Run | None, children: Sequen
         output=value_of(run.output, run.output_type),
         error=None if error is None else RunFailure(error.message, error.name, error.stack_trace),
     )
+
+
+def run_result(run: Run) -> RunResult:
+    """Return what the run, which has ended, came to."""
+    name = run.snapshot.task_id
+    if run.status is RunStatus.COMPLETED:
+        output = None if run.output is None else run.output.decode("utf-8", "replace")
+        form = None if output is None else run.output_type
+        return RunResult(ok=True, id=run.id, task_identifier=name, output=output, output_type=form)
+    error = run.error or RunError(message=f"The run ended {run.status}.", name=run.status)
+    told = ResultError(error.name or "Error", error.message, error.stack_trace or "")
+    return RunResult(ok=False, id=run.id, task_identifier=name, error=told)
 
 
 def listed_run(run: Run, environment: Environment) -> ListedRun:

@@ -14,7 +14,7 @@ import uvloop
 
 from mollifier.errors import SettingsError
 from mollifier.http.app import create_app
-from mollifier.observability import configure_logging
+from mollifier.observability import Observability, configure_logging
 from mollifier.settings import Settings
 
 BACKLOG = 4096
@@ -30,14 +30,21 @@ class ApiServer(uvicorn.Server):
     Raises OSError when the address cannot be had.
     """
 
-    def __init__(self, settings: Settings, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        observability: Observability | None = None,
+    ) -> None:
         self.fatal: SettingsError | None = None
         self._on_ready: Callable[[str], None] | None = None
         self._socket = _listen(host, port)
         self.url = _url(self._socket)
         super().__init__(
             uvicorn.Config(
-                create_app(settings, on_fatal=self._stop_for),
+                create_app(settings, observability=observability, on_fatal=self._stop_for),
                 log_config=None,
                 access_log=False,
                 server_header=False,

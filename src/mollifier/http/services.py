@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, cast
 
 import msgspec
@@ -18,7 +19,7 @@ from mollifier.observability import Observability
 from mollifier.postgres.authentication import Authenticator
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
-from mollifier.postgres.engine import PostgresRunEngine
+from mollifier.postgres.engine import PostgresRunEngine, utc_now
 from mollifier.postgres.flags import GlobalFlags
 from mollifier.postgres.migrate import schema_status
 from mollifier.postgres.tenants import Tenants
@@ -37,6 +38,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: Settings
     observability: Observability
+    clock: Callable[[], datetime]
     database: Database
     authenticator: Authenticator
     tenants: Tenants
@@ -72,6 +74,7 @@ async def running(settings: Settings, observability: Observability, on_fatal: On
     services = Services(
         settings=settings,
         observability=observability,
+        clock=utc_now,
         database=database,
         authenticator=Authenticator(database),
         tenants=Tenants(database),

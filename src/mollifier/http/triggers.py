@@ -36,14 +36,14 @@ async def trigger(
     environment = await environment_of(request)
     body = await json_body(request)
     triggered = await services_of(request).mollifier.triggers.trigger(
-        environment, parse_trigger(path_text(taskId, "taskId"), body, _headers(request))
+        environment, parse_trigger(path_text(taskId, "taskId"), body, headers_of(request))
     )
     result = triggered.result
-    after = BackgroundTask(_emit, triggered.after_answer) if triggered.after_answer else None
+    after = BackgroundTask(emit, triggered.after_answer) if triggered.after_answer else None
     return json_response(TriggerAnswer(result.run_id, result.is_cached), after=after)
 
 
-def _headers(request: Request[Any, Any, Any]) -> dict[str, str]:
+def headers_of(request: Request[Any, Any, Any]) -> dict[str, str]:
     """Return the headers that a trigger reads; their text is UTF-8 where it can be, as clients send both."""
     found: dict[str, str] = {}
     for name, value in request.scope["headers"]:
@@ -55,6 +55,7 @@ def _headers(request: Request[Any, Any, Any]) -> dict[str, str]:
     return found
 
 
-def _emit(emits: tuple[Emit, ...]) -> None:
+def emit(emits: tuple[Emit, ...]) -> None:
+    """Do what was left for after the answer."""
     for emit in emits:
         emit()

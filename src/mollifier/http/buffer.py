@@ -1,0 +1,134 @@
+"""The admin API's look into the buffer. Asking opens a connection to the buffer's server, also while Mollifier is off."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, get
+from litestar.params import Parameter
+
+from mollifier.buffer import Buffer
+from mollifier.errors import FieldError, InvalidRequestError, MalformedEntryError
+from mollifier.http.problems import RefusedError
+from mollifier.http.render import json_response
+from mollifier.http.services import Services, services_of
+from mollifier.model import Entry, EntryKind, EntryState
+from mollifier.settings import variable
+
+LIMIT = (1, 1000)
+LIMIT_DEFAULT = 100
+OFFSET_MAX = 10**9
+
+
+class BufferBody(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """How much the buffer holds; `oldestMs` is the age of the longest-held queued entry, null when nothing is queued."""
+
+    queued: int
+    waiting: int
+    draining: int
+    failed: int
+    organizations: tuple[str, ...]
+    oldest_ms: int | None
+
+
+class EntryBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """One entry; of one that does not parse, its run and the error."""
+
+    run_id: str
+    env_id: str | None = None
+    org_id: str | None = None
+    kind: EntryKind | None = None
+    state: EntryState | None = None
+    sequence: int | None = None
+    attempts: int | None = None
+    accepted_at: datetime | None = None
+    not_before: datetime | None = None
+    payload_bytes: int | None = None
+    error: str | None = None
+
+
+class EntryList(msgspec.Struct, frozen=True):
+    """Entries of one environment, oldest first."""
+
+    data: list[EntryBody]
+
+
+@get("/buffer", summary="Count what the buffer holds")
+async def get_buffer(request: Request[Any, Any, Any]) -> Response[BufferBody]:
+    """Count what the buffer holds: entries by state, organizations with entries, the oldest one's age."""
+    counts = await _buffer(services_of(request)).counts()
+    return json_response(
+        BufferBody(
+            queued=counts.queued,
+            waiting=counts.waiting,
+            draining=counts.draining,
+            failed=counts.failed,
+            organizations=counts.organizations,
+            oldest_ms=counts.oldest_ms,
+        )
+    )
+
+
+@get("/buffer/entries", summary="List queued entries")
+async def list_entries(
+    request: Request[Any, Any, Any],
+    env: Annotated[str | None, Parameter(description="The environment's id, required")] = None,
+    limit: Annotated[str | None, Parameter(description="How many, 1 to 1000; 100 by default")] = None,
+    offset: Annotated[str | None, Parameter(description="How many to pass over")] = None,
+) -> Response[EntryList]:
+    """List the queued entries of one environment, oldest first."""
+    if not env or "\0" in env:
+        raise InvalidRequestError(FieldError("env", "is required: the id of the environment whose entries to list"))
+    services = services_of(request)
+    buffer = _buffer(services)
+    found = await buffer.list_entries(
+        await services.tenants.organization_of(env),
+        env,
+        offset=_number("offset", offset, 0, 0, OFFSET_MAX),
+        limit=_number("limit", limit, LIMIT_DEFAULT, *LIMIT),
+    )
+    return json_response(EntryList([_entry(entry) for entry in found]))
+
+
+BUFFER_ROUTES = (get_buffer, list_entries)
+
+
+def _buffer(services: Services) -> Buffer:
+    buffer = services.mollifier.buffer
+    if buffer is None:
+        detail = f"No buffer is configured: set {variable('redis_url')} and restart the API."
+        raise RefusedError(HTTPStatus.NOT_FOUND, detail)
+    return buffer
+
+
+def _entry(entry: Entry | MalformedEntryError) -> EntryBody:
+    if isinstance(entry, MalformedEntryError):
+        return EntryBody(run_id=entry.run_id, error=str(entry))
+    return EntryBody(
+        run_id=entry.run_id,
+        env_id=entry.env_id,
+        org_id=entry.org_id,
+        kind=entry.kind,
+        state=entry.state,
+        sequence=entry.sequence,
+        attempts=entry.attempts,
+        accepted_at=_moment(entry.accepted_at_ms),
+        not_before=None if entry.not_before_ms is None else _moment(entry.not_before_ms),
+        payload_bytes=len(entry.payload),
+        error=entry.error,
+    )
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _number(name: str, text: str | None, default: int, low: int, high: int) -> int:
+    if not text:
+        return default
+    if text.isascii() and text.isdigit() and len(text) <= len(str(high)) and low <= int(text) <= high:
+        return int(text)
+    raise InvalidRequestError(FieldError(name, f"must be a number from {low} to {high}"))

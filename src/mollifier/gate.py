@@ -1,8 +1,9 @@
 """2. The gate: decides `pass_through`, `shadow_log` or `mollify` for one trigger.
 
 The cascade, in order: switched off, caller that needs a synchronous answer, organization not enrolled and nobody watching, no
-burst, and only then the two actions. Every collaborator's failure fails open: a resolver that raises counts as flag off, an
-evaluator that raises or misses its deadline as no burst. The gate itself never raises.
+burst, and only then the two actions. Every collaborator's failure fails open: a setting that cannot be read counts as off, a
+resolver that raises as flag off, an evaluator that is missing, raises or misses its deadline as no burst. The gate itself never
+raises.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mollifier.deadline import within
+from mollifier.errors import BufferUnavailableError
 from mollifier.model import Action, Decision, GateInputs, Verdict
 from mollifier.trip import Evaluator
 
@@ -34,7 +36,7 @@ class Recorder(Protocol):
 class Gate:
     """Asks its collaborators in order; all of them are injected.
 
-    `enabled`, `shadow_mode` and `deadline_ms` are read at each decision. A missing evaluator (no buffer) counts as no burst.
+    `enabled`, `shadow_mode` and `deadline_ms` are read at each decision. `evaluator` is None when no buffer is configured.
     """
 
     def __init__(
@@ -56,15 +58,15 @@ class Gate:
 
     async def decide(self, inputs: GateInputs) -> Decision:
         """Decide one trigger. Off, it touches nothing and records nothing; otherwise every decision is recorded once."""
-        if not self._enabled():
+        if not self._ask("settings", self._enabled):
             return _PASS
         decision = await self._cascade(inputs)
         self._recorder.decided(inputs, decision)
         return decision
 
     async def _cascade(self, inputs: GateInputs) -> Decision:
-        enrolled = self._is_enrolled(inputs)
-        if inputs.bypasses or not (enrolled or self._shadow_mode()):
+        enrolled = self._ask("flag", lambda: self._flag(inputs))
+        if inputs.bypasses or not (enrolled or self._ask("settings", self._shadow_mode)):
             return Decision(action=Action.PASS_THROUGH, enrolled=enrolled)
         verdict = await self._evaluate(inputs)
         if not verdict.tripped:
@@ -72,17 +74,18 @@ class Gate:
         action = Action.MOLLIFY if enrolled else Action.SHADOW_LOG
         return Decision(action=action, reason=REASON, enrolled=enrolled, count=verdict.count)
 
-    def _is_enrolled(self, inputs: GateInputs) -> bool:
+    def _ask(self, part: str, question: Callable[[], bool]) -> bool:
+        """Return the answer; a question that raises is answered no."""
         try:
-            return self._flag(inputs)
+            return question()
         except Exception as error:  # noqa: BLE001 - the gate fails open whatever a collaborator raises
-            self._recorder.failed_open("flag", error)
+            self._recorder.failed_open(part, error)
             return False
 
     async def _evaluate(self, inputs: GateInputs) -> Verdict:
-        if self._evaluator is None:
-            return _QUIET
         try:
+            if self._evaluator is None:
+                raise BufferUnavailableError("there is no evaluator: no buffer is configured")
             return await within(self._deadline_ms(), self._evaluator.evaluate(inputs))
         except Exception as error:  # noqa: BLE001 - the gate fails open whatever a collaborator raises
             self._recorder.failed_open("evaluator", error)

@@ -57,7 +57,7 @@ class Telemetry:
         self._decisions.add(1, labels)
 
     def failed_open(self, part: str, error: BaseException) -> None:
-        """Count and log a failure that the trigger path survived; `part` is flag, evaluator or buffer."""
+        """Count and log a failure that the trigger path survived; `part` is settings, flag, evaluator or buffer."""
         self._failures.add(1, {"part": part})
         _log.warning("mollifier.failed_open", extra={"fields": {"part": part, "error": describe(error)}})
 

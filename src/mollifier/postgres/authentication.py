@@ -101,7 +101,7 @@ class Authenticator:
 
     async def keep_recording(self, every_s: float = RECORD_INTERVAL_S) -> None:
         """Record use every so often, until cancelled; run it beside whatever authenticates."""
-        await keep(self.record_use, what="recording the use of API keys", every_s=every_s, first_after_s=every_s)
+        await keep(self.record_use, what="record the use of API keys", every_s=every_s, first_after_s=every_s)
 
     async def _refreshed(self, digest: bytes, stale: _Answer | None) -> _Answer:
         """Ask the database, once for all who wait for the same key."""

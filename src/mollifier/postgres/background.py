@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from mollifier.errors import EngineUnavailableError
 
-_log = logging.getLogger("mollifier")
+_log = logging.getLogger(__name__)
 
 Sleep = Callable[[float], Awaitable[None]]
 T = TypeVar("T")
@@ -28,7 +28,7 @@ async def keep(
 ) -> None:
     """Repeat the operation until cancelled, waiting in between, longer or shorter after a failure if asked.
 
-    A failure is logged when it begins, as `what` does not work, and when it is over; not each time.
+    A failure is logged when it begins and when it is over, not each time; `what` is what it calls the operation.
     """
     failing = False
     await sleep(first_after_s)
@@ -38,12 +38,13 @@ async def keep(
         except Exception as error:  # noqa: BLE001 - the loop outlives every failure of its operation
             if not failing:
                 known = isinstance(error, EngineUnavailableError)
-                _log.warning("%s does not work for now: %s", what, error, exc_info=None if known else error)
+                fields = {"operation": what, "error": str(error)}
+                _log.warning("mollifier.failing", extra={"fields": fields}, exc_info=None if known else error)
             failing = True
             await sleep(every_s if after_failure_s is None else after_failure_s)
         else:
             if failing:
-                _log.info("%s works again", what)
+                _log.info("mollifier.recovered", extra={"fields": {"operation": what}})
             failing = False
             await sleep(every_s)
 
@@ -55,6 +56,7 @@ async def through_outage(operation: Callable[[], Awaitable[T]], *, what: str, sl
         try:
             return await operation()
         except EngineUnavailableError as error:
-            _log.warning("%s waits for the database: %s", what, error)
+            fields = {"operation": what, "error": str(error)}
+            _log.warning("mollifier.waiting_for_database", extra={"fields": fields})
             await sleep(pause_s)
             pause_s = min(pause_s * 2, OUTAGE_PAUSE_MAX_S)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from psycopg import errors as pg
-from sqlalchemy import RowMapping, exc, func, select, update
+from sqlalchemy import ColumnElement, RowMapping, exc, func, literal_column, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mollifier.engine import CreateOutcome, Existing
@@ -18,11 +18,14 @@ from mollifier.postgres.creation import create_rows
 from mollifier.postgres.database import Database
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
-from mollifier.postgres.rows import RUN_COLUMNS, expiry, row_of, run_of
+from mollifier.postgres.rows import CHILDREN, expiry, row_of, run_of
 from mollifier.postgres.slots import task_slot
 from mollifier.postgres.tables import runs
 
 LOCKOUTS_MAX = 5
+_RUN: Sequence[ColumnElement[Any]] = (literal_column("runs.*"), literal_column(CHILDREN))
+_READ = text(f"SELECT runs.*, {CHILDREN} FROM runs WHERE id = :run_id AND environment_id = :env_id")  # noqa: S608 - constants
+_READ_LOCKED = text(f"{_READ.text} FOR UPDATE")
 T = TypeVar("T")
 
 
@@ -95,7 +98,7 @@ class PostgresRunEngine:
             )
         )
         async with self._database.transaction() as connection:
-            row = (await connection.execute(statement.returning(*RUN_COLUMNS))).mappings().one_or_none()
+            row = (await connection.execute(statement.returning(*_RUN))).mappings().one_or_none()
             if row is None:
                 return self._run(await self._read(connection, env_id, run_id))
             if row["job_id"] is not None:
@@ -155,13 +158,11 @@ class PostgresRunEngine:
     async def _read(
         self, connection: AsyncConnection, env_id: str, run_id: str, *, lock: bool = False
     ) -> RowMapping | None:
-        query = select(*RUN_COLUMNS).where(runs.c.id == run_id, runs.c.environment_id == env_id)
-        if lock:
-            query = query.with_for_update(of=runs)
-        return (await connection.execute(query)).mappings().one_or_none()
+        statement = _READ_LOCKED if lock else _READ
+        return (await connection.execute(statement, {"run_id": run_id, "env_id": env_id})).mappings().one_or_none()
 
     async def _write(self, connection: AsyncConnection, env_id: str, run_id: str, **values: Any) -> Run | None:
-        statement = _change(env_id, run_id).values(updated_at=self._clock(), **values).returning(*RUN_COLUMNS)
+        statement = _change(env_id, run_id).values(updated_at=self._clock(), **values).returning(*_RUN)
         return self._run((await connection.execute(statement)).mappings().one_or_none())
 
     def _run(self, row: RowMapping | None) -> Run | None:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from sqlalchemy import and_, func, or_, text, update
+from sqlalchemy import TextClause, text
 
 from mollifier.model import KEY_FREEING_STATUSES, Run, RunError, RunStatus, Snapshot
 from mollifier.postgres.background import Sleep, through_outage
@@ -28,7 +28,6 @@ from mollifier.postgres.database import Database
 from mollifier.postgres.invocation import OutputError, argument_of, invoke, output_of, run_error
 from mollifier.postgres.jobs import defer_sql
 from mollifier.postgres.rows import run_of
-from mollifier.postgres.tables import runs
 from mollifier.settings import variable
 from mollifier.tasks import TaskContext, TaskFunction
 
@@ -36,14 +35,35 @@ COMEBACKS_MAX = 10
 RETRY_DELAY_MIN_S = 1.0
 RETRY_DELAY_MAX_S = 300.0
 
-_log = logging.getLogger("mollifier")
+_log = logging.getLogger(__name__)
 _propagator = TraceContextTextMapPropagator()
 
+_CLAIM = text(
+    """
+    UPDATE runs
+    SET status = 'EXECUTING', job_id = :job_id, attempt_count = attempt_count + 1, started_at = coalesce(started_at, :now),
+        updated_at = :now, expires_at = NULL
+    WHERE id = :id AND (
+        status = 'QUEUED' AND (expires_at IS NULL OR expires_at > :now)
+        OR status = 'EXECUTING' AND job_id = :job_id
+    )
+    RETURNING *
+    """
+)
+_STILL_OURS = "id = :id AND status = 'EXECUTING' AND job_id = :job_id AND attempt_count = :attempt"
+_FINISH = text(
+    f"""
+    UPDATE runs
+    SET status = :status, output = :output, error = :error, finished_at = :now, updated_at = :now, job_id = NULL,
+        idempotency_slot = CASE WHEN :frees_key THEN NULL ELSE idempotency_slot END
+    WHERE {_STILL_OURS}
+    RETURNING id
+    """  # noqa: S608 - made of constants
+)
 _TRY_AGAIN = text(
     f"""
     WITH again AS (
-        UPDATE runs SET status = 'QUEUED', job_id = NULL, updated_at = :now
-        WHERE id = :id AND status = 'EXECUTING' AND job_id = :job_id AND attempt_count = :attempt
+        UPDATE runs SET status = 'QUEUED', job_id = NULL, updated_at = :now WHERE {_STILL_OURS}
         RETURNING id, queue, priority, created_at
     )
     SELECT {defer_sql(scheduled_at="CAST(:at AS timestamptz)")} FROM again
@@ -93,32 +113,18 @@ class Executor:
         else:
             written = await self._persist(lambda: self._finish(run, job_id, outcome), run_id)
         if not written:
-            _log.info("run %s was cancelled or taken over while it executed; this outcome is dropped", run_id)
+            # Cancelled meanwhile, or taken over by another worker.
+            fields = {"run_id": run_id, "status": outcome.status.value}
+            _log.info("mollifier.outcome_dropped", extra={"fields": fields})
 
     async def _persist(self, operation: Any, run_id: str) -> Any:
-        return await through_outage(operation, what=f"run {run_id}", sleep=self._sleep)
+        return await through_outage(operation, what=f"execute {run_id}", sleep=self._sleep)
 
     async def _claim(self, run_id: str, job_id: int) -> Run | None:
         now = self.clock()
-        is_waiting = and_(
-            runs.c.status == RunStatus.QUEUED.value, or_(runs.c.expires_at.is_(None), runs.c.expires_at > now)
-        )
-        is_ours = and_(runs.c.status == RunStatus.EXECUTING.value, runs.c.job_id == job_id)
-        statement = (
-            update(runs)
-            .where(runs.c.id == run_id, or_(is_waiting, is_ours))
-            .values(
-                status=RunStatus.EXECUTING.value,
-                job_id=job_id,
-                attempt_count=runs.c.attempt_count + 1,
-                started_at=func.coalesce(runs.c.started_at, now),
-                updated_at=now,
-                expires_at=None,
-            )
-            .returning(*runs.c)
-        )
         async with self._database.statement() as connection:
-            row = (await connection.execute(statement)).mappings().one_or_none()
+            parameters = {"id": run_id, "job_id": job_id, "now": now}
+            row = (await connection.execute(_CLAIM, parameters)).mappings().one_or_none()
         return None if row is None else run_of(row, now)
 
     def _given_up(self, comebacks: int) -> Outcome | None:
@@ -155,34 +161,24 @@ class Executor:
         return self.clock() + timedelta(seconds=delay_s)
 
     async def _try_again(self, run: Run, job_id: int, at: datetime) -> bool:
-        parameters = {"id": run.id, "job_id": job_id, "attempt": run.attempt_count, "now": self.clock(), "at": at}
-        async with self._database.statement() as connection:
-            return (await connection.execute(_TRY_AGAIN, parameters)).scalar() is not None
+        return await self._write(_TRY_AGAIN, run, job_id, at=at)
 
     async def _finish(self, run: Run, job_id: int, outcome: Outcome) -> bool:
-        now = self.clock()
-        freed = {"idempotency_slot": None} if outcome.status in KEY_FREEING_STATUSES else {}
-        statement = (
-            update(runs)
-            .where(
-                runs.c.id == run.id,
-                runs.c.status == RunStatus.EXECUTING.value,
-                runs.c.job_id == job_id,
-                runs.c.attempt_count == run.attempt_count,
-            )
-            .values(
-                status=outcome.status.value,
-                output=outcome.output,
-                error=None if outcome.error is None else msgspec.json.encode(outcome.error),
-                finished_at=now,
-                updated_at=now,
-                job_id=None,
-                **freed,
-            )
-            .returning(runs.c.id)
+        return await self._write(
+            _FINISH,
+            run,
+            job_id,
+            status=outcome.status.value,
+            output=outcome.output,
+            error=None if outcome.error is None else msgspec.json.encode(outcome.error),
+            frees_key=outcome.status in KEY_FREEING_STATUSES,
         )
+
+    async def _write(self, statement: TextClause, run: Run, job_id: int, **parameters: Any) -> bool:
+        """Write if the run is still ours, and tell whether it was."""
+        ours = {"id": run.id, "job_id": job_id, "attempt": run.attempt_count, "now": self.clock()}
         async with self._database.statement() as connection:
-            return (await connection.execute(statement)).one_or_none() is not None
+            return (await connection.execute(statement, {**ours, **parameters})).scalar() is not None
 
 
 async def _call(function: TaskFunction, run: Run) -> Outcome:

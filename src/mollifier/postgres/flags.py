@@ -61,7 +61,7 @@ class GlobalFlags:
 
     async def keep_refreshing(self, every_s: float = REFRESH_INTERVAL_S) -> None:
         """Refresh until cancelled; run it beside whatever reads `current`."""
-        await keep(self.refresh, what="reading feature flags", every_s=every_s)
+        await keep(self.refresh, what="read feature flags", every_s=every_s)
 
 
 def checked_flag_name(name: str) -> str:

@@ -21,7 +21,7 @@ from mollifier.postgres.background import Sleep, through_outage
 
 OUTAGE_PAUSE_S = 1.0
 
-_log = logging.getLogger("mollifier")
+_log = logging.getLogger(__name__)
 
 _FINISH = "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND worker_id = %(worker_id)s AND status = 'doing'"
 _RETRY = """
@@ -52,7 +52,8 @@ class LastingJobManager(manager.JobManager):
         except exceptions.ConnectorException as error:
             if not _is_outage(error):
                 raise
-            _log.warning("a heartbeat is lost, the database cannot be reached: %s", error.__cause__)
+            fields = {"operation": "send a heartbeat", "error": str(error.__cause__)}
+            _log.warning("mollifier.failing", extra={"fields": fields})
 
     async def listen_for_jobs(
         self, *, on_notification: manager.NotificationCallback, queues: Iterable[str] | None = None
@@ -92,7 +93,7 @@ class LastingJobManager(manager.JobManager):
                     raise EngineUnavailableError(str(error.__cause__)) from error
                 raise
 
-        await through_outage(attempt, what="settling a job", sleep=self._sleep)
+        await through_outage(attempt, what="settle a job", sleep=self._sleep)
 
 
 def _is_outage(error: BaseException) -> bool:

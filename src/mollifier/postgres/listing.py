@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, literal_column, or_, select, tuple_
 from sqlalchemy.sql.selectable import Select
 
 from mollifier.errors import FieldError, InvalidRequestError
@@ -38,7 +38,8 @@ def page_query(env_id: str, query: RunFilter, now: datetime) -> Select[*tuple[An
         sorting = (runs.c.created_at.asc(), runs.c.id.asc())
     else:
         sorting = (runs.c.created_at.desc(), runs.c.id.desc())
-    return select(*runs.c).where(*conditions).order_by(*sorting).limit(query.page_size + 1)
+    everything: ColumnElement[Any] = literal_column("runs.*")
+    return select(everything).select_from(runs).where(*conditions).order_by(*sorting).limit(query.page_size + 1)
 
 
 def page_of(found: Sequence[Run], query: RunFilter) -> RunPage:

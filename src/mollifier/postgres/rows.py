@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import RowMapping, func, select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import RowMapping
 
 from mollifier.model import Debounce, Run, RunError, RunStatus, Snapshot
 from mollifier.postgres.slots import request_slot, task_slot
@@ -18,15 +17,12 @@ _PLAIN = [field for field in Snapshot.__struct_fields__ if field not in {"deboun
 _COLUMN_OF = {field: _RENAMED.get(field, field) for field in _PLAIN}
 _LATEST = datetime.max.replace(tzinfo=UTC)
 
-_child = runs.alias("child")
-CHILDREN: ColumnElement[Any] = func.array(
-    select(_child.c.id)
-    .where(_child.c.parent_run_id == runs.c.id, _child.c.environment_id == runs.c.environment_id)
-    .order_by(_child.c.created_at, _child.c.id)
-    .scalar_subquery()
-).label("children")
-RUN_COLUMNS = (*runs.c, CHILDREN)
-"""What `run_of` reads of one run: its row, and its children's ids."""
+CHILDREN = """ARRAY(
+    SELECT child.id FROM runs AS child
+    WHERE child.parent_run_id = runs.id AND child.environment_id = runs.environment_id
+    ORDER BY child.created_at, child.id
+) AS children"""
+"""The expression for the ids of a run's children; `run_of` reads them where a query selects them."""
 
 
 def row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:

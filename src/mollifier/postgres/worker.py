@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import procrastinate
 import psycopg
@@ -39,7 +40,7 @@ RESTART_PAUSE_S = 2.0
 COMEBACK_PAUSE_MAX_S = 60
 POOL_SIZE = 4
 
-_log = logging.getLogger("mollifier")
+_log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error: the worker stops, another one goes on
@@ -85,7 +86,7 @@ async def run_worker(
         # Tasks are cancelled at their deadline; one that holds out against that is left behind a little later.
         await asyncio.wait((working,), timeout=shutdown_timeout_s + RESTART_PAUSE_S)
     if not working.done():
-        _log.warning("the worker stops although a task does not: it ignores its cancellation")
+        _log.warning("mollifier.task_left_behind", extra={"fields": {"detail": "a task ignores its cancellation"}})
     elif not working.cancelled():
         working.result()
 
@@ -98,29 +99,30 @@ async def _work(
     shutdown_timeout_s: float,
 ) -> None:
     modules = {task_id: function.__module__ for task_id, function in tasks.items()}
-    await through_outage(lambda: record_tasks(database, modules), what="recording tasks")
+    await through_outage(lambda: record_tasks(database, modules), what="record tasks")
     upkeep = Upkeep(database, executor.clock)
     async with asyncio.TaskGroup() as group:
         for loop in (
-            keep(upkeep.advance, what="queueing and expiring runs", every_s=UPKEEP_INTERVAL_S),
+            keep(upkeep.advance, what="queue and expire runs", every_s=UPKEEP_INTERVAL_S),
             # After an outage every worker's heartbeat is old: time to send one comes first.
             keep(
                 lambda: upkeep.rescue(SILENT_S),
-                what="rescuing runs of dead workers",
+                what="rescue runs of dead workers",
                 every_s=RESCUE_INTERVAL_S,
                 first_after_s=SILENT_S,
                 after_failure_s=SILENT_S,
             ),
-            keep(upkeep.sweep, what="sweeping jobs", every_s=SWEEP_INTERVAL_S, first_after_s=SWEEP_INTERVAL_S),
+            keep(upkeep.sweep, what="sweep jobs", every_s=SWEEP_INTERVAL_S, first_after_s=SWEEP_INTERVAL_S),
         ):
             group.create_task(loop)
         while True:
             try:
                 await _fetch_and_execute(database, executor, concurrency, shutdown_timeout_s)
             except (ConnectorException, psycopg.OperationalError) as error:
-                _log.warning("the worker waits for the database: %s", error.__cause__ or error)
+                fields = {"operation": "fetch jobs", "error": str(error.__cause__ or error)}
+                _log.warning("mollifier.waiting_for_database", extra={"fields": fields})
             except Exception:  # noqa: BLE001 - a worker outlives every failure of its machinery
-                _log.exception("the worker starts over")
+                _log.exception("mollifier.worker_starts_over")
             await asyncio.sleep(RESTART_PAUSE_S)
 
 
@@ -130,10 +132,10 @@ async def _fetch_and_execute(
     """Run procrastinate's worker until it is cancelled or fails."""
     pool = psycopg_pool.AsyncConnectionPool(
         database.conninfo,
+        configure=_commit_each_statement,
         min_size=1,
         max_size=POOL_SIZE,
         timeout=CONNECT_TIMEOUT_S,
-        check=psycopg_pool.AsyncConnectionPool.check_connection,
         open=False,
     )
     async with pool:
@@ -149,6 +151,11 @@ async def _fetch_and_execute(
             shutdown_graceful_timeout=shutdown_timeout_s,
             delete_jobs=DeleteJobCondition.ALWAYS,
         )
+
+
+async def _commit_each_statement(connection: psycopg.AsyncConnection[Any]) -> None:
+    # Each of procrastinate's queries is one statement; a transaction around it would triple its round trips.
+    await connection.set_autocommit(True)
 
 
 def _app(executor: Executor) -> procrastinate.App:

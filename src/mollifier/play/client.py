@@ -6,21 +6,16 @@ import resource
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from mollifier.model import Tenant
+from mollifier.play.wire import CALL_TIMEOUT_S, Origin, WireError
 
-CALL_TIMEOUT_S = 60.0
-# Below what servers usually wait (5 s), so that no call leaves on a connection that its server is closing.
-KEEP_ALIVE_S = 2.0
 _COMPLAINTS_KEPT = 5
 _OK = 200
 _CLIENT_ERRORS = range(400, 500)
@@ -85,18 +80,14 @@ class TriggerClient:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
         api_urls: Sequence[str],
         tenants: Sequence[Tenant],
         task_id: str,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         path = f"/api/v1/tasks/{quote(task_id, safe='')}/trigger"
-        self._session = session
-        self._urls = [URL(url.rstrip("/") + path, encoded=True) for url in api_urls]
-        self._headers = [
-            {"Authorization": f"Bearer {tenant.api_key}", "Content-Type": "application/json"} for tenant in tenants
-        ]
+        self._origins = [Origin(url) for url in api_urls]
+        self._heads = [[origin.head(path, _headers(tenant)) for tenant in tenants] for origin in self._origins]
         self._clock = clock
         self.answers = [Answers() for _ in tenants]
 
@@ -105,13 +96,12 @@ class TriggerClient:
         answers = self.answers[call.tenant]
         answers.offered += 1
         left_s = self._clock()
+        replica = call.number % len(self._origins)
         try:
-            url = self._urls[call.number % len(self._urls)]
-            async with self._session.post(url, data=call.body, headers=self._headers[call.tenant]) as response:
-                status, body = response.status, await response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            status, body = await self._origins[replica].post(self._heads[replica][call.tenant], call.body)
+        except (WireError, TimeoutError) as error:
             answers.errors += 1
-            answers.complain(f"no answer: {type(error).__name__}: {error}".rstrip(": "))
+            answers.complain(f"no answer: {error}" if str(error) else f"no answer within {CALL_TIMEOUT_S:g} s")
             return
         answers.latencies_ms.append((self._clock() - left_s) * 1000)
         if status == _OK and (run_id := _run_id(body)) is not None:
@@ -123,17 +113,13 @@ class TriggerClient:
             answers.errors += 1
         answers.complain(f"{status}: {_reason(body)}")
 
+    async def __aenter__(self) -> Self:
+        _allow_many_connections()
+        return self
 
-@asynccontextmanager
-async def http_session() -> AsyncGenerator[aiohttp.ClientSession]:
-    """Lend an HTTP client without a bound on connections: an open loop has as many calls in flight as the system lets pile up."""
-    _allow_many_connections()
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-    timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
-    ) as session:
-        yield session
+    async def __aexit__(self, *_: object) -> None:
+        for origin in self._origins:
+            await origin.close()
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
@@ -146,6 +132,10 @@ def all_latencies_ms(answers: Iterable[Answers]) -> Iterator[float]:
     """Yield how long each answered call took."""
     for each in answers:
         yield from each.latencies_ms
+
+
+def _headers(tenant: Tenant) -> dict[str, str]:
+    return {"Authorization": f"Bearer {tenant.api_key}", "Content-Type": "application/json"}
 
 
 def _allow_many_connections() -> None:

@@ -18,7 +18,7 @@ import msgspec
 from mollifier.audit import BUFFERED, DRAINED, WOULD_MOLLIFY, Report
 from mollifier.model import RunStatus, Tenant
 from mollifier.play.books import Books, reconcile
-from mollifier.play.client import Answers, Call, Marker, TriggerClient, all_latencies_ms, http_session, percentile
+from mollifier.play.client import Answers, Call, Marker, TriggerClient, all_latencies_ms, percentile
 from mollifier.play.evidence import Decisions, connections_received, read_decisions, read_left_in_buffer
 from mollifier.play.journal import Journal
 from mollifier.play.player import Player
@@ -28,6 +28,7 @@ from mollifier.rollout import Mode
 
 CLOCK_SKEW = timedelta(minutes=5)
 REPORT_INTERVAL_S = 0.2
+ASK_TIMEOUT_S = 30.0
 # A worker that was killed leaves entries under a lease of 30 s; a log line is at most late.
 PATIENCE_BUFFER_S = 45.0
 PATIENCE_LOG_S = 5.0
@@ -129,9 +130,13 @@ class Session:
     async def play(self, calls: Iterable[Call]) -> Played:
         """Play the calls and close the books. Raises EvidenceError or EngineUnavailableError when somebody asked gives no answer."""
         since = datetime.now(UTC) - CLOCK_SKEW
-        async with http_session() as http, Database(self._system.database_url, pool_size=2) as database:
+        client = TriggerClient(self._system.api_urls, self._tenants, self._task_id)
+        async with (
+            client,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)) as http,
+            Database(self._system.database_url, pool_size=2) as database,
+        ):
             before = await read_decisions(http, self._system.api_urls)
-            client = TriggerClient(http, self._system.api_urls, self._tenants, self._task_id)
             player = Player(client.send)
             started_s = time.perf_counter()
             async with self._reporting("playing", client.answers):

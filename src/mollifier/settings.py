@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -80,7 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(variable(name), f"must be between {low} and {high}, is {value}")
         if self.trip_algorithm not in ("sliding", "fixed"):
             raise SettingsError(variable("trip_algorithm"), f"must be sliding or fixed, is {self.trip_algorithm!r}")
-        if self.redis_url is not None and urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
+        if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
             raise SettingsError(variable("redis_url"), "must start with redis://, rediss:// or unix://")
         if self.database_url is not None and not self.database_url.startswith(("postgresql://", "postgres://")):
             raise SettingsError(variable("database_url"), "must start with postgresql://")

@@ -20,5 +20,5 @@ def decode(payload: bytes) -> Snapshot:
     """Return the snapshot. Raises NonRetryableError when the bytes are not one: no retry can change that."""
     try:
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NonRetryableError(f"the payload is not a snapshot: {error}") from error

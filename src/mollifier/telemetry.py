@@ -92,7 +92,9 @@ class Telemetry:
 
     def span(self, name: str, attributes: Mapping[str, Any] | None = None, traceparent: str | None = None) -> Any:
         """Open a span as a context manager: in the given caller's trace, else in the current one."""
-        context = _propagator.extract({"traceparent": traceparent}) if traceparent else otel_context.get_current()
+        context = otel_context.get_current()
+        if traceparent:
+            context = _propagator.extract({"traceparent": traceparent}, context)
         return self.tracer.start_as_current_span(name, context=context, attributes=attributes)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, post, put
@@ -14,14 +15,17 @@ from mollifier.fields import Fields
 from mollifier.http.auth import require_admin
 from mollifier.http.bodies import parsed
 from mollifier.http.buffer import BUFFER_ROUTES
+from mollifier.http.openapi import documented
 from mollifier.http.raw_path import path_id, path_text
 from mollifier.http.render import json_response
+from mollifier.http.schemas import FlagsBody, NameBody, OptionalNameBody
 from mollifier.http.services import services_of
 from mollifier.postgres.flags import checked_flag_name
 from mollifier.postgres.tenants import DEFAULT_ENVIRONMENT, NAME_LENGTH_MAX
 
 Id = Annotated[str, Parameter(description="An id")]
 Flags = dict[str, Any]
+ADMIN: Literal["adminToken"] = "adminToken"
 AnyRequest = Request[Any, Any, Any]
 
 
@@ -64,45 +68,71 @@ class KeyBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     key: str | None = None
 
 
-@get("/organizations", summary="List organizations")
+@get("/organizations", summary="List organizations", operation_class=documented(key=ADMIN))
 async def list_organizations(request: AnyRequest) -> Response[list[OrganizationBody]]:
     """List every organization, oldest first."""
     return _many(await services_of(request).tenants.list_organizations(), OrganizationBody)
 
 
-@post("/organizations", summary="Make an organization")
+@post(
+    "/organizations",
+    summary="Make an organization",
+    operation_class=documented(HTTPStatus.UNPROCESSABLE_ENTITY, body=NameBody, key=ADMIN),
+)
 async def create_organization(request: AnyRequest) -> Response[OrganizationBody]:
     """Make an organization."""
     name = await parsed(request, _name)
     return _one(await services_of(request).tenants.create_organization(name), OrganizationBody, 201)
 
 
-@get("/organizations/{id:str}", summary="Read an organization")
+@get(
+    "/organizations/{id:str}",
+    summary="Read an organization",
+    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
+)
 async def get_organization(request: AnyRequest, id: Id) -> Response[OrganizationBody]:  # noqa: A002 - the path's own word
     """Read an organization."""
     return _one(await services_of(request).tenants.get_organization(_org(id)), OrganizationBody)
 
 
-@get("/organizations/{id:str}/projects", summary="List projects")
+@get(
+    "/organizations/{id:str}/projects",
+    summary="List projects",
+    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
+)
 async def list_projects(request: AnyRequest, id: Id) -> Response[list[ProjectBody]]:  # noqa: A002 - as above
     """List the organization's projects, oldest first."""
     return _many(await services_of(request).tenants.list_projects(_org(id)), ProjectBody)
 
 
-@post("/organizations/{id:str}/projects", summary="Make a project")
+@post(
+    "/organizations/{id:str}/projects",
+    summary="Make a project",
+    operation_class=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, body=NameBody, key=ADMIN),
+)
 async def create_project(request: AnyRequest, id: Id) -> Response[ProjectBody]:  # noqa: A002 - as above
     """Make a project of the organization."""
     name = await parsed(request, _name)
     return _one(await services_of(request).tenants.create_project(_org(id), name), ProjectBody, 201)
 
 
-@get("/projects/{id:str}/environments", summary="List environments")
+@get(
+    "/projects/{id:str}/environments",
+    summary="List environments",
+    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
+)
 async def list_environments(request: AnyRequest, id: Id) -> Response[list[EnvironmentBody]]:  # noqa: A002 - as above
     """List the project's environments, oldest first."""
     return _many(await services_of(request).tenants.list_environments(path_id(id, "project")), EnvironmentBody)
 
 
-@post("/projects/{id:str}/environments", summary="Make an environment")
+@post(
+    "/projects/{id:str}/environments",
+    summary="Make an environment",
+    operation_class=documented(
+        HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, body=OptionalNameBody, key=ADMIN
+    ),
+)
 async def create_environment(request: AnyRequest, id: Id) -> Response[EnvironmentBody]:  # noqa: A002 - as above
     """Make an environment of the project; without a name it is `prod`."""
     name = await parsed(request, lambda body: body.text("name", NAME_LENGTH_MAX) or DEFAULT_ENVIRONMENT)
@@ -111,20 +141,31 @@ async def create_environment(request: AnyRequest, id: Id) -> Response[Environmen
     )
 
 
-@get("/environments/{id:str}/keys", summary="List API keys")
+@get(
+    "/environments/{id:str}/keys", summary="List API keys", operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN)
+)
 async def list_keys(request: AnyRequest, id: Id) -> Response[list[KeyBody]]:  # noqa: A002 - as above
     """List the environment's keys, revoked ones too, oldest first."""
     return _many(await services_of(request).tenants.list_keys(path_id(id, "environment")), KeyBody)
 
 
-@post("/environments/{id:str}/keys", summary="Make an API key")
+@post(
+    "/environments/{id:str}/keys",
+    summary="Make an API key",
+    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
+)
 async def create_key(request: AnyRequest, id: Id) -> Response[KeyBody]:  # noqa: A002 - as above
     """Make an API key; the answer shows it this once."""
     made = await services_of(request).tenants.create_key(path_id(id, "environment"))
     return json_response(KeyBody(**_fields(made.key), key=made.secret), 201)
 
 
-@delete("/environments/{id:str}/keys/{keyId:str}", status_code=200, summary="Revoke an API key")
+@delete(
+    "/environments/{id:str}/keys/{keyId:str}",
+    status_code=200,
+    summary="Revoke an API key",
+    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
+)
 async def revoke_key(request: AnyRequest, id: Id, keyId: Id) -> Response[KeyBody]:  # noqa: A002 - as above
     """Revoke the key for good: it stops working here at once, and at other replicas within two seconds."""
     services = services_of(request)
@@ -133,39 +174,56 @@ async def revoke_key(request: AnyRequest, id: Id, keyId: Id) -> Response[KeyBody
     return _one(revoked, KeyBody)
 
 
-@get("/flags", summary="Read the global flags")
+@get("/flags", summary="Read the global flags", operation_class=documented(key=ADMIN))
 async def get_flags(request: AnyRequest) -> Response[Flags]:
     """Read the flags of everybody."""
     return json_response(await services_of(request).flags.refresh())
 
 
-@put("/flags", summary="Set global flags")
+@put(
+    "/flags",
+    summary="Set global flags",
+    operation_class=documented(HTTPStatus.UNPROCESSABLE_ENTITY, body=FlagsBody, key=ADMIN),
+)
 async def put_flags(request: AnyRequest) -> Response[Flags]:
     """Set the flags that the body names and leave the others; live everywhere within five seconds."""
     values = await parsed(request, _flags)
     return json_response(await services_of(request).flags.set(values))
 
 
-@delete("/flags/{name:str}", status_code=200, summary="Take away a global flag")
+@delete("/flags/{name:str}", status_code=200, summary="Take away a global flag", operation_class=documented(key=ADMIN))
 async def delete_flag(request: AnyRequest, name: Id) -> Response[Flags]:
     """Take away one flag, if it is there; the answer has the rest."""
     return json_response(await services_of(request).flags.unset(path_text(name, "name")))
 
 
-@get("/organizations/{id:str}/flags", summary="Read an organization's flags")
+@get(
+    "/organizations/{id:str}/flags",
+    summary="Read an organization's flags",
+    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
+)
 async def get_org_flags(request: AnyRequest, id: Id) -> Response[Flags]:  # noqa: A002 - as above
     """Read the organization's own flags."""
     return json_response(await services_of(request).tenants.get_flags(_org(id)))
 
 
-@put("/organizations/{id:str}/flags", summary="Set an organization's flags")
+@put(
+    "/organizations/{id:str}/flags",
+    summary="Set an organization's flags",
+    operation_class=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, body=FlagsBody, key=ADMIN),
+)
 async def put_org_flags(request: AnyRequest, id: Id) -> Response[Flags]:  # noqa: A002 - as above
     """Set the flags that the body names and leave the others; live everywhere within five seconds."""
     values = await parsed(request, _flags)
     return await _org_flags(request, await services_of(request).tenants.set_flags(_org(id), values))
 
 
-@delete("/organizations/{id:str}/flags/{name:str}", status_code=200, summary="Take away an organization's flag")
+@delete(
+    "/organizations/{id:str}/flags/{name:str}",
+    status_code=200,
+    summary="Take away an organization's flag",
+    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
+)
 async def delete_org_flag(request: AnyRequest, id: Id, name: Id) -> Response[Flags]:  # noqa: A002 - as above
     """Take away one flag of the organization, if it is there; the answer has the rest."""
     return await _org_flags(request, await services_of(request).tenants.unset_flag(_org(id), path_text(name, "name")))

@@ -14,6 +14,8 @@ from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive
 from mollifier.errors import MollifierError, SettingsError
 from mollifier.http import keys, metadata, operations, problems, replays, runs, triggers
 from mollifier.http.admin import admin_api
+from mollifier.http.docs import docs
+from mollifier.http.openapi import openapi_config
 from mollifier.http.raw_path import encoded_path
 from mollifier.http.services import OnFatal, running
 from mollifier.http.tracing import AsgiSend, RequestRecorder
@@ -35,11 +37,12 @@ ROUTES = [
     metadata.get_metadata,
     metadata.put_metadata,
     replays.replay,
-    keys.reset,
+    keys.reset_idempotency_key,
     admin_api,
     operations.healthz,
     operations.readyz,
     operations.metrics,
+    docs,
 ]
 
 
@@ -100,6 +103,7 @@ def create_app(
             },
         ),
         logging_config=None,
+        openapi_config=openapi_config(),
     )
     api.recorder = RequestRecorder(observed)
     return api

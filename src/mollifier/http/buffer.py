@@ -12,6 +12,7 @@ from litestar.params import Parameter
 
 from mollifier.buffer import Buffer
 from mollifier.errors import FieldError, InvalidRequestError, MalformedEntryError
+from mollifier.http.openapi import documented
 from mollifier.http.problems import RefusedError
 from mollifier.http.render import json_response
 from mollifier.http.services import Services, services_of
@@ -56,7 +57,9 @@ class EntryList(msgspec.Struct, frozen=True):
     data: list[EntryBody]
 
 
-@get("/buffer", summary="Count what the buffer holds")
+@get(
+    "/buffer", summary="Count what the buffer holds", operation_class=documented(HTTPStatus.NOT_FOUND, key="adminToken")
+)
 async def get_buffer(request: Request[Any, Any, Any]) -> Response[BufferBody]:
     """Count what the buffer holds: entries by state, organizations with entries, the oldest one's age."""
     counts = await _buffer(services_of(request)).counts()
@@ -72,7 +75,11 @@ async def get_buffer(request: Request[Any, Any, Any]) -> Response[BufferBody]:
     )
 
 
-@get("/buffer/entries", summary="List queued entries")
+@get(
+    "/buffer/entries",
+    summary="List queued entries",
+    operation_class=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, key="adminToken"),
+)
 async def list_entries(
     request: Request[Any, Any, Any],
     env: Annotated[str | None, Parameter(description="The environment's id, required")] = None,

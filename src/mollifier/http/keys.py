@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from litestar import Request, Response, post
@@ -11,15 +12,23 @@ from mollifier.errors import NotFoundError
 from mollifier.fields import Fields
 from mollifier.http.auth import environment_of
 from mollifier.http.bodies import parsed
+from mollifier.http.openapi import documented
 from mollifier.http.raw_path import path_text
 from mollifier.http.render import json_response
 from mollifier.http.runs import RunName
+from mollifier.http.schemas import ResetBody
 from mollifier.http.services import services_of
 from mollifier.request import TASK_ID_LENGTH_MAX, checked_key
 
 
-@post("/api/v1/idempotencyKeys/{key:str}/reset", status_code=200, tags=["Runs"], summary="Free an idempotency key")
-async def reset(
+@post(
+    "/api/v1/idempotencyKeys/{key:str}/reset",
+    status_code=200,
+    tags=["Runs"],
+    summary="Free an idempotency key",
+    operation_class=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, body=ResetBody),
+)
+async def reset_idempotency_key(
     request: Request[Any, Any, Any], key: Annotated[str, Parameter(description="The key, percent-encoded")]
 ) -> Response[RunName]:
     """Free a key, so that the next trigger with it makes a run; 404 when nothing held it."""

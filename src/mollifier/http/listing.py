@@ -11,6 +11,7 @@ from litestar.datastructures import MultiDict
 from mollifier.durations import MOMENT_FORMS, YEARS, parse_duration, parse_moment
 from mollifier.errors import FieldError, InvalidRequestError
 from mollifier.fields import text_fault
+from mollifier.http.openapi import parameter
 from mollifier.model import RunFilter, RunStatus
 from mollifier.request import NAME_LENGTH_MAX
 
@@ -18,6 +19,20 @@ PAGE_SIZE = (1, 100)
 PAGE_SIZE_DEFAULT = 25
 VALUES_MAX = 100
 _EPOCH_DIGITS_MAX = 15
+
+QUERY_PARAMETERS = [
+    parameter("page[size]", f"How many, {PAGE_SIZE[0]} to {PAGE_SIZE[1]}; {PAGE_SIZE_DEFAULT} by default"),
+    parameter("page[after]", "The cursor `pagination.next` of the page before"),
+    parameter("page[before]", "The cursor `pagination.previous` of the page after"),
+    parameter("filter[status]", f"Of {', '.join(RunStatus)}; several with commas"),
+    parameter("filter[taskIdentifier]", "Task ids, several with commas"),
+    parameter("filter[tag]", "Tags, several with commas; a run has to have one of them"),
+    parameter("filter[isTest]", "true or false"),
+    parameter("filter[createdAt][from]", "A date, or milliseconds since 1970"),
+    parameter("filter[createdAt][to]", "A date, or milliseconds since 1970"),
+    parameter("filter[createdAt][period]", "A duration back from now, in place of from"),
+    parameter("filter[batch]", "A batch's id"),
+]
 
 T = TypeVar("T")
 Query = MultiDict[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Annotated, Any, get_args
 
 import msgspec
@@ -14,8 +15,10 @@ from mollifier.errors import FieldError, InvalidRequestError
 from mollifier.fields import Fields
 from mollifier.http.auth import environment_of
 from mollifier.http.bodies import parsed
+from mollifier.http.openapi import documented
 from mollifier.http.render import json_response, value_of
 from mollifier.http.runs import RunId, existing, run_of
+from mollifier.http.schemas import MetadataBody
 from mollifier.http.services import services_of
 from mollifier.metadata import apply
 from mollifier.model import MetadataOperation, Run
@@ -39,14 +42,24 @@ class _Changes(msgspec.Struct, frozen=True):
     root: tuple[MetadataOperation, ...]
 
 
-@get("/api/v1/runs/{runId:str}/metadata", tags=["Runs"], summary="Read a run's metadata")
+@get(
+    "/api/v1/runs/{runId:str}/metadata",
+    tags=["Runs"],
+    summary="Read a run's metadata",
+    operation_class=documented(HTTPStatus.NOT_FOUND),
+)
 async def get_metadata(request: Request[Any, Any, Any], runId: RunId) -> Response[MetadataAnswer]:
     """Read the metadata; a run without any has an empty object."""
     environment = await environment_of(request)
     return _answer(await run_of(services_of(request), environment, runId))
 
 
-@put("/api/v1/runs/{runId:str}/metadata", tags=["Runs"], summary="Change a run's metadata")
+@put(
+    "/api/v1/runs/{runId:str}/metadata",
+    tags=["Runs"],
+    summary="Change a run's metadata",
+    operation_class=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, body=MetadataBody),
+)
 async def put_metadata(request: Request[Any, Any, Any], runId: RunId) -> Response[MetadataAnswer]:
     """Replace the metadata, or change it by operations; concurrent operations never lose one.
 

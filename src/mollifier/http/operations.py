@@ -11,6 +11,7 @@ from litestar import Request, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mollifier.errors import MollifierError
+from mollifier.http.openapi import documented
 from mollifier.http.render import json_response
 from mollifier.http.services import Services, services_of
 
@@ -36,13 +37,13 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     drainer: State
 
 
-@get("/healthz", tags=["Operations"], summary="Is the process up?")
+@get("/healthz", tags=["Operations"], summary="Is the process up?", operation_class=documented(key=None))
 async def healthz() -> Health:
     """Answer, which is all there is to say."""
     return Health("ok")
 
 
-@get("/readyz", tags=["Operations"], summary="Can it take triggers?")
+@get("/readyz", tags=["Operations"], summary="Can it take triggers?", operation_class=documented(key=None))
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
     """Ask the database and the buffer's server. 503 when the database does not answer; a missing buffer only degrades."""
     services = services_of(request)
@@ -52,7 +53,13 @@ async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
     return json_response(ready, 503 if status == "down" else 200)
 
 
-@get("/metrics", tags=["Operations"], summary="Metrics for Prometheus", media_type="text/plain")
+@get(
+    "/metrics",
+    tags=["Operations"],
+    summary="Metrics for Prometheus",
+    media_type="text/plain",
+    operation_class=documented(key=None),
+)
 async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Answer every metric of this process."""
     text = generate_latest(services_of(request).observability.registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any
 
 from litestar import Request, Response, post
@@ -10,6 +11,7 @@ from litestar.background_tasks import BackgroundTask
 
 from mollifier.http.auth import environment_of
 from mollifier.http.bodies import nothing
+from mollifier.http.openapi import documented
 from mollifier.http.render import json_response
 from mollifier.http.runs import RunId, RunName, run_of
 from mollifier.http.services import services_of
@@ -20,7 +22,13 @@ from mollifier.request import trace_of
 SOURCE = "replay"
 
 
-@post("/api/v1/runs/{runId:str}/replay", status_code=200, tags=["Runs"], summary="Replay a run")
+@post(
+    "/api/v1/runs/{runId:str}/replay",
+    status_code=200,
+    tags=["Runs"],
+    summary="Replay a run",
+    operation_class=documented(HTTPStatus.NOT_FOUND),
+)
 async def replay(request: Request[Any, Any, Any], runId: RunId) -> Response[RunName]:
     """Trigger the run's task anew, with its payload and its options but without its keys, delay, parent or batch."""
     environment = await environment_of(request)

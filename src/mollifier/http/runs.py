@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +14,8 @@ from mollifier.errors import NotFoundError
 from mollifier.fields import Fields
 from mollifier.http.auth import environment_of
 from mollifier.http.bodies import nothing, parsed
-from mollifier.http.listing import run_filter
+from mollifier.http.listing import QUERY_PARAMETERS, run_filter
+from mollifier.http.openapi import documented
 from mollifier.http.raw_path import path_id
 from mollifier.http.render import (
     ListedRun,
@@ -24,6 +26,7 @@ from mollifier.http.render import (
     run_details,
     run_result,
 )
+from mollifier.http.schemas import RescheduleBody, TagsBody
 from mollifier.http.services import Services, services_of
 from mollifier.model import FINAL_STATUSES, MAX_TAGS, Environment, Run
 from mollifier.request import TAG_LENGTH_MAX
@@ -60,7 +63,7 @@ class Message(msgspec.Struct, frozen=True):
     message: str
 
 
-@get("/api/v3/runs/{runId:str}", tags=["Runs"], summary="Read a run")
+@get("/api/v3/runs/{runId:str}", tags=["Runs"], summary="Read a run", operation_class=documented(HTTPStatus.NOT_FOUND))
 async def get_run(request: Request[Any, Any, Any], runId: RunId) -> Response[RunDetails]:
     """Read a run, with the runs it came from and up to a hundred of those it led to."""
     environment = await environment_of(request)
@@ -68,7 +71,12 @@ async def get_run(request: Request[Any, Any, Any], runId: RunId) -> Response[Run
     return json_response(await _details(services, environment, await run_of(services, environment, runId)))
 
 
-@get("/api/v1/runs", tags=["Runs"], summary="List runs")
+@get(
+    "/api/v1/runs",
+    tags=["Runs"],
+    summary="List runs",
+    operation_class=documented(HTTPStatus.UNPROCESSABLE_ENTITY, parameters=QUERY_PARAMETERS),
+)
 async def list_runs(request: Request[Any, Any, Any]) -> Response[RunList]:
     """List the environment's runs, newest first, those that are still held included."""
     environment = await environment_of(request)
@@ -78,7 +86,12 @@ async def list_runs(request: Request[Any, Any, Any]) -> Response[RunList]:
     return json_response(RunList(runs, Pagination(page.next, page.previous)))
 
 
-@get("/api/v1/runs/{runId:str}/result", tags=["Runs"], summary="Read what a run came to")
+@get(
+    "/api/v1/runs/{runId:str}/result",
+    tags=["Runs"],
+    summary="Read what a run came to",
+    operation_class=documented(HTTPStatus.NOT_FOUND),
+)
 async def get_result(request: Request[Any, Any, Any], runId: RunId) -> Response[RunResult]:
     """Read the result of a run that has ended; 404 before that."""
     environment = await environment_of(request)
@@ -89,7 +102,13 @@ async def get_result(request: Request[Any, Any, Any], runId: RunId) -> Response[
     return json_response(run_result(run))
 
 
-@post("/api/v2/runs/{runId:str}/cancel", status_code=200, tags=["Runs"], summary="Cancel a run")
+@post(
+    "/api/v2/runs/{runId:str}/cancel",
+    status_code=200,
+    tags=["Runs"],
+    summary="Cancel a run",
+    operation_class=documented(HTTPStatus.NOT_FOUND),
+)
 async def cancel(request: Request[Any, Any, Any], runId: RunId) -> Response[RunName]:
     """Cancel a run unless it has ended; cancelling twice is cancelling once."""
     environment = await environment_of(request)
@@ -99,7 +118,13 @@ async def cancel(request: Request[Any, Any, Any], runId: RunId) -> Response[RunN
     return json_response(RunName(existing(run, run_id).id))
 
 
-@post("/api/v1/runs/{runId:str}/tags", status_code=200, tags=["Runs"], summary="Add tags to a run")
+@post(
+    "/api/v1/runs/{runId:str}/tags",
+    status_code=200,
+    tags=["Runs"],
+    summary="Add tags to a run",
+    operation_class=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, body=TagsBody),
+)
 async def add_tags(request: Request[Any, Any, Any], runId: RunId) -> Response[Message]:
     """Add tags; those it has already count once, and it has at most ten in all."""
     environment = await environment_of(request)
@@ -109,7 +134,15 @@ async def add_tags(request: Request[Any, Any, Any], runId: RunId) -> Response[Me
     return json_response(Message(f"The run has the tags {', '.join(run.snapshot.tags)}."))
 
 
-@post("/api/v1/runs/{runId:str}/reschedule", status_code=200, tags=["Runs"], summary="Reschedule a delayed run")
+@post(
+    "/api/v1/runs/{runId:str}/reschedule",
+    status_code=200,
+    tags=["Runs"],
+    summary="Reschedule a delayed run",
+    operation_class=documented(
+        HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, body=RescheduleBody
+    ),
+)
 async def reschedule(request: Request[Any, Any, Any], runId: RunId) -> Response[RunDetails]:
     """Give a delayed run another delay; 409 once it is queued."""
     environment = await environment_of(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
@@ -11,13 +12,35 @@ from litestar.params import Parameter
 
 from mollifier.http.auth import environment_of
 from mollifier.http.bodies import json_body
+from mollifier.http.openapi import documented, parameter
 from mollifier.http.raw_path import path_text
 from mollifier.http.render import json_response
+from mollifier.http.schemas import TriggerBody
 from mollifier.http.services import services_of
-from mollifier.request import HEADERS, parse_trigger
+from mollifier.request import (
+    HEADERS,
+    IDEMPOTENCY_KEY,
+    IDEMPOTENCY_KEY_TTL,
+    REQUEST_KEY,
+    TRACEPARENT,
+    TRACESTATE,
+    TRIGGER_SOURCE,
+    parse_trigger,
+)
 from mollifier.telemetry import Emit
 
 _HEADERS = {name.encode(): name for name in HEADERS}
+
+_HEADER_PARAMETERS = [
+    parameter(IDEMPOTENCY_KEY, "As `options.idempotencyKey`, which wins", "header"),
+    parameter(IDEMPOTENCY_KEY_TTL, "As `options.idempotencyKeyTTL`, which wins", "header"),
+    parameter(
+        REQUEST_KEY, "Names this request: sent again within a day, it is answered with the run it made", "header"
+    ),
+    parameter(TRACEPARENT, "The caller's trace (W3C Trace Context)", "header"),
+    parameter(TRACESTATE, "The caller's trace (W3C Trace Context)", "header"),
+    parameter(TRIGGER_SOURCE, "Where the trigger came from, in the caller's words", "header"),
+]
 
 
 class TriggerAnswer(msgspec.Struct, frozen=True, rename="camel"):
@@ -27,7 +50,15 @@ class TriggerAnswer(msgspec.Struct, frozen=True, rename="camel"):
     is_cached: bool
 
 
-@post("/api/v1/tasks/{taskId:str}/trigger", status_code=200, tags=["Trigger"], summary="Trigger a run of a task")
+@post(
+    "/api/v1/tasks/{taskId:str}/trigger",
+    status_code=200,
+    tags=["Trigger"],
+    summary="Trigger a run of a task",
+    operation_class=documented(
+        HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, body=TriggerBody, parameters=_HEADER_PARAMETERS
+    ),
+)
 async def trigger(
     request: Request[Any, Any, Any],
     taskId: Annotated[str, Parameter(description="The task's id, percent-encoded")],

@@ -79,7 +79,7 @@ class TriggerService:
             if existing is not None:
                 return Triggered(_answer(existing))
         emits: tuple[Emit, ...] = ()
-        if self._settings().active:
+        if self._buffer is not None and self._settings().enabled:
             emits = await self._pass_gate(environment, request, snapshot)
         (outcome,) = await self._engine.create_runs([snapshot])
         return Triggered(_answer(outcome), emits)

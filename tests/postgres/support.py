@@ -1,0 +1,86 @@
+"""What the tests of runs share: a clock to turn, snapshots, and the database's state as plain values."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+
+from mollifier.engine import Created, RunEngine
+from mollifier.model import Run, Snapshot
+from mollifier.postgres.database import Database
+
+ENV, OTHER_ENV = "env_ours", "env_theirs"
+ORG = "org_ours"
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+_numbers = itertools.count(1)
+
+
+class Clock:
+    """A clock that stands still until it is turned."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def turn(self, **duration: float) -> datetime:
+        self.now += timedelta(**duration)
+        return self.now
+
+
+def snapshot(**fields: Any) -> Snapshot:
+    """Return a snapshot of a plain trigger at the clock's start, with an id of its own."""
+    defaults: dict[str, Any] = {
+        "run_id": f"run_{next(_numbers):06d}",
+        "org_id": ORG,
+        "env_id": ENV,
+        "task_id": "echo",
+        "created_at": START,
+        "payload": b'{"a": 1}',
+    }
+    return Snapshot(**{**defaults, **fields})
+
+
+async def create(engine: RunEngine, **fields: Any) -> str:
+    """Create one run that nothing stands in the way of; return its id."""
+    snap = snapshot(**fields)
+    assert await engine.create_runs([snap]) == [Created(snap.run_id)]
+    return snap.run_id
+
+
+async def read(engine: RunEngine, run_id: str, env_id: str = ENV) -> Run:
+    """Return a run that is there."""
+    run = await engine.get_run(env_id, run_id)
+    assert run is not None
+    return run
+
+
+async def rows(database: Database, query: str, **parameters: Any) -> Sequence[Mapping[str, Any]]:
+    """Return what a query answers."""
+    async with database.statement() as connection:
+        return [dict(row) for row in (await connection.execute(text(query), parameters)).mappings()]
+
+
+async def execute(database: Database, statement: str, **parameters: Any) -> None:
+    """Run a statement."""
+    async with database.statement() as connection:
+        await connection.execute(text(statement), parameters)
+
+
+async def jobs(database: Database) -> Sequence[str]:
+    """Return the runs that have a job, in the order of their jobs."""
+    found = await rows(database, "SELECT args ->> 'run_id' AS run_id FROM procrastinate_jobs ORDER BY id")
+    return [row["run_id"] for row in found]
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30) -> None:
+    """Wait until the condition holds."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.02)

@@ -1,0 +1,197 @@
+"""What is particular to the run engine on Postgres: rows, jobs, round trips, and what the database refuses."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+
+from mollifier.engine import Created
+from mollifier.errors import EngineUnavailableError, InvalidRequestError
+from mollifier.model import Debounce, RunFilter, RunStatus
+from mollifier.postgres.database import Database
+from mollifier.postgres.engine import PostgresRunEngine
+from mollifier.postgres.slots import slot
+from tests.postgres.support import ENV, START, Clock, create, execute, jobs, read, rows, snapshot
+
+HOUR = timedelta(hours=1)
+
+
+class Statements:
+    """Counts what a database is asked."""
+
+    def __init__(self, database: Database) -> None:
+        self.asked: list[str] = []
+        engine = database._engine  # pyright: ignore[reportPrivateUsage] - nothing else sees what is sent
+        event.listen(engine.sync_engine, "before_cursor_execute", self._note)
+
+    def _note(self, _connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        self.asked.append(statement)
+
+
+async def test_every_queued_run_has_one_job_that_carries_its_id_alone(
+    engine: PostgresRunEngine, database: Database
+) -> None:
+    first = snapshot(priority=5, queue="mail")
+    second = snapshot(created_at=START + timedelta(seconds=1))
+
+    await engine.create_runs([second, first, second])
+
+    found = await rows(
+        database, "SELECT args, queue_name, priority, task_name, scheduled_at FROM procrastinate_jobs ORDER BY id"
+    )
+    shared = {"task_name": "mollifier.execute", "scheduled_at": None}
+    assert found == [
+        {"args": {"run_id": first.run_id}, "queue_name": "mail", "priority": 5, **shared},
+        {"args": {"run_id": second.run_id}, "queue_name": "default", "priority": 0, **shared},
+    ]
+
+
+async def test_delayed_and_expired_runs_have_no_job(
+    engine: PostgresRunEngine, database: Database, clock: Clock
+) -> None:
+    clock.turn(minutes=1)
+
+    await engine.create_runs([snapshot(delayed_until=START + HOUR), snapshot(ttl_s=1)])
+
+    assert await jobs(database) == []
+
+
+async def test_only_inserted_runs_get_a_job(engine: PostgresRunEngine, database: Database) -> None:
+    first = snapshot(idempotency_key="key")
+    await engine.create_runs([first])
+
+    await engine.create_runs([first])
+    await engine.create_runs([snapshot(idempotency_key="key")])
+
+    assert await jobs(database) == [first.run_id]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_run_whose_job_cannot_be_made_is_not_made_either(
+    engine: PostgresRunEngine, database: Database, number: int
+) -> None:
+    await execute(database, "ALTER TABLE procrastinate_jobs ADD CONSTRAINT no CHECK (queue_name <> 'refused')")
+
+    with pytest.raises(Exception, match="no"):
+        await engine.create_runs([snapshot(), snapshot(), snapshot(queue="refused")][-number:])
+
+    assert await rows(database, "SELECT id FROM runs") == []
+    assert await jobs(database) == []
+
+
+async def test_a_batch_of_which_one_cannot_be_stored_creates_nothing(
+    engine: PostgresRunEngine, database: Database
+) -> None:
+    there = await create(engine, idempotency_key="key")
+
+    with pytest.raises(InvalidRequestError):
+        await engine.create_runs([snapshot(), snapshot(idempotency_key="key"), snapshot(machine="nul\x00")])
+
+    assert [row["id"] for row in await rows(database, "SELECT id FROM runs")] == [there]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"machine": "\x00"}, {"machine": "\ud800"}, {"priority": 2**31}, {"queue": "q" * 129}, {"tags": ("\x00",)}],
+)
+async def test_values_that_postgres_cannot_hold_are_the_callers_fault(
+    engine: PostgresRunEngine, field: dict[str, object]
+) -> None:
+    with pytest.raises(InvalidRequestError):
+        await engine.create_runs([snapshot(**field)])
+
+
+@pytest.mark.parametrize("run_id", ["\x00", "\ud800"])
+async def test_reading_by_an_id_that_postgres_cannot_hold_is_the_callers_fault(
+    engine: PostgresRunEngine, run_id: str
+) -> None:
+    with pytest.raises(InvalidRequestError):
+        await engine.get_run(ENV, run_id)
+
+
+async def test_a_trigger_without_a_race_costs_one_statement(engine: PostgresRunEngine, database: Database) -> None:
+    statements = Statements(database)
+
+    await create(engine, idempotency_key="key", request_key="request")
+
+    assert len(statements.asked) == 1
+
+
+async def test_batches_cost_the_same_whatever_their_size(engine: PostgresRunEngine, database: Database) -> None:
+    statements = Statements(database)
+
+    await engine.create_runs([snapshot() for _ in range(100)])
+
+    assert len(statements.asked) == 1
+
+
+async def test_reading_and_listing_cost_one_statement_each(engine: PostgresRunEngine, database: Database) -> None:
+    run_id = await create(engine, idempotency_key="key")
+    statements = Statements(database)
+
+    await engine.get_run(ENV, run_id)
+    await engine.list_runs(ENV, RunFilter())
+    await engine.find_by_keys(snapshot(idempotency_key="key"))
+    await engine.find_by_keys(snapshot())
+
+    assert len(statements.asked) == 3
+
+
+async def test_rescheduling_moves_the_expiry_along(engine: PostgresRunEngine, database: Database) -> None:
+    run_id = await create(engine, delayed_until=START + HOUR, ttl_s=60)
+
+    await engine.reschedule_run(ENV, run_id, 2 * HOUR, START)
+
+    (row,) = await rows(database, "SELECT expires_at, due_at FROM runs")
+    assert row == {"expires_at": START + 2 * HOUR + timedelta(seconds=60), "due_at": START + 2 * HOUR}
+
+
+async def test_debouncing_moves_the_expiry_along(engine: PostgresRunEngine, database: Database) -> None:
+    debounce = Debounce(key="key", delay=HOUR)
+    await create(engine, delayed_until=START + HOUR, debounce=debounce, ttl_s=60)
+    pushing = snapshot(
+        created_at=START + timedelta(minutes=1), delayed_until=START + HOUR + timedelta(minutes=1), debounce=debounce
+    )
+    await execute(database, "UPDATE runs SET debounce_max_delay = interval '1 day'")
+
+    await engine.create_runs([pushing])
+
+    (row,) = await rows(database, "SELECT expires_at, due_at FROM runs")
+    assert row == {"expires_at": START + HOUR + timedelta(minutes=2), "due_at": START + HOUR + timedelta(minutes=1)}
+
+
+async def test_cancelling_takes_a_run_out_of_upkeeps_sight(engine: PostgresRunEngine, database: Database) -> None:
+    run_id = await create(engine, delayed_until=START + HOUR, ttl_s=60)
+
+    await engine.cancel_run(ENV, run_id, START)
+
+    assert await rows(database, "SELECT due_at, expires_at FROM runs") == [{"due_at": None, "expires_at": None}]
+
+
+async def test_a_time_to_live_beyond_the_calendar_never_ends(engine: PostgresRunEngine) -> None:
+    run_id = await create(engine, ttl_s=2**60)
+
+    assert (await read(engine, run_id)).status is RunStatus.QUEUED
+
+
+async def test_a_database_without_the_schema_says_what_to_run(empty_database_url: str) -> None:
+    async with Database(empty_database_url) as database:
+        with pytest.raises(EngineUnavailableError, match="mollifier migrate"):
+            await PostgresRunEngine(database).create_runs([snapshot()])
+
+
+async def test_hostile_keys_of_two_tasks_never_share_a_slot() -> None:
+    assert slot("a", "bc") != slot("ab", "c")
+    assert slot("a", "b") != slot("ab")
+    assert slot("", "ab") != slot("ab", "")
+
+
+async def test_the_engines_own_clock_decides_what_is_due_by_default(database: Database) -> None:
+    engine = PostgresRunEngine(database)
+    snap = snapshot(delayed_until=START)
+
+    assert await engine.create_runs([snap]) == [Created(snap.run_id)]
+    assert (await read(engine, snap.run_id)).status is RunStatus.QUEUED

@@ -56,10 +56,12 @@ class ChildEnvironment:
     Configured servers are left out, and named in `ignored`. A mode that was asked for beats MOLLIFIER_ENABLED, _SHADOW_MODE and _DIVERT of
     the environment, named in `overruled`; without one these beat the default, monitor. `mode` is what comes of it. Raises SettingsError,
     naming the variable, for a setting with which the processes would not start. `settings` are those of
-    the environment itself.
+    the environment itself. `defaults` are variables for where it has none.
     """
 
-    def __init__(self, inherited: Mapping[str, str], asked: Mode | None) -> None:
+    def __init__(
+        self, inherited: Mapping[str, str], asked: Mode | None, defaults: Mapping[str, str] | None = None
+    ) -> None:
         kept = {
             name.upper() if name.upper().startswith(PREFIX) else name: text
             for name, text in inherited.items()
@@ -68,6 +70,7 @@ class ChildEnvironment:
         self.ignored = sorted(_SERVER_VARIABLES & kept.keys())
         for name in self.ignored:
             del kept[name]
+        kept = {**(defaults or {}), **kept}
         given = config.load(kept)
         step = asked or Mode.MONITOR
         set_here = {name: bool(getattr(given, name)) for name in step.settings if variable(name) in kept}
@@ -80,9 +83,9 @@ class ChildEnvironment:
         self.settings = given
 
     @classmethod
-    def of_this_process(cls, asked: Mode | None) -> ChildEnvironment:
+    def of_this_process(cls, asked: Mode | None, defaults: Mapping[str, str] | None = None) -> ChildEnvironment:
         """Return what this process's own environment makes of the mode."""
-        return cls(os.environ, asked)
+        return cls(os.environ, asked, defaults)
 
     def on(self, stack: Stack, admin_token: str) -> dict[str, str]:
         """Return all variables, for the servers of this stack."""

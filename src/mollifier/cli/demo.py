@@ -29,7 +29,7 @@ _STEPS = {
 
 
 def demo(*, mode: ModeOption = None, as_json: Json = False) -> None:
-    """See within a minute what Mollifier does, on your machine, with nothing to install or configure.
+    """See within a minute what Mollifier does, with nothing to install or configure.
 
     Starts a real Valkey and a real Postgres, the API and a worker. One organization then fires a burst of triggers through the HTTP API
     while four others go about their business. Prints what was decided, buffered, drained and executed, and checks that the books balance.
@@ -41,9 +41,11 @@ def demo(*, mode: ModeOption = None, as_json: Json = False) -> None:
         $ mollifier demo
         $ mollifier demo --mode shadow
     """
+    from mollifier.play.demo import TRIP_THRESHOLD
     from mollifier.processes import run
+    from mollifier.settings import variable
 
-    environment = child_environment(mode)
+    environment = child_environment(mode, {variable("trip_threshold"): str(TRIP_THRESHOLD)})
     with kept_log(None) as log, told_failures():
         finish(run(_play(environment, log, as_json=as_json)))
 
@@ -111,8 +113,8 @@ def _show(played: Played, tenants: dict[str, TenantFigures], burst: dict[str, in
 def _story(tenants: dict[str, TenantFigures], burst: dict[str, int]) -> str:
     noisy = next(iter(tenants))
     return (
-        f"[bold]{noisy}[/bold] fired up to {burst['peak']} triggers within {burst['window_ms']} ms, where the threshold of each environment is "
-        f"{burst['threshold']}. Meanwhile {len(tenants) - 1} other organizations triggered a few tasks a second."
+        f"[bold]{noisy}[/bold] fired up to {burst['peak']} triggers within {burst['window_ms']} ms, where {burst['threshold']} of one environment "
+        f"may pass (MOLLIFIER_TRIP_THRESHOLD). Meanwhile {len(tenants) - 1} other organizations triggered a few tasks a second."
     )
 
 
@@ -163,6 +165,6 @@ def _next_steps(mode: Mode) -> str:
         f"[bold]mollifier demo --mode {another:<8}[/bold]       the same burst at another step of the rollout\n"
         "[bold]mollifier replay FILE --embedded[/bold]    arrivals of your own, from a CSV file\n\n"
         "With `mollifier dev` running, a trigger is one call:\n\n"
-        "curl http://127.0.0.1:8000/api/v1/tasks/echo/trigger \\\\\n"
+        "curl http://127.0.0.1:8000/api/v1/tasks/echo/trigger \\\n"
         "  -H 'Authorization: Bearer API_KEY' -H 'Content-Type: application/json' -d '{\"payload\": {\"hello\": \"world\"}}'"
     )

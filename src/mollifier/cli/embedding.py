@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -23,13 +23,16 @@ ModeOption = Annotated[
 ]
 
 
-def child_environment(mode: Mode | None) -> ChildEnvironment:
-    """Return what API and worker are started with, having said which configured settings do not count here. Raises SettingsError."""
+def child_environment(mode: Mode | None, defaults: Mapping[str, str] | None = None) -> ChildEnvironment:
+    """Return what API and worker are started with, having said which configured settings do not count here.
+
+    `defaults` are variables for where the environment has none. Raises SettingsError.
+    """
     from mollifier.errors import SettingsError
     from mollifier.processes import ChildEnvironment
 
     with tell_warnings():
-        environment = ChildEnvironment.of_this_process(mode)
+        environment = ChildEnvironment.of_this_process(mode, defaults)
     if environment.mode is Mode.DIVERT:
         detail = "divert is not supported by this version: take monitor, which writes to both stores and checks that they agree"
         raise SettingsError("--mode", detail)

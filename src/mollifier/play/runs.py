@@ -46,7 +46,7 @@ async def count_statuses(database: Database, env_ids: Collection[str], since: da
         .group_by(runs.c.status)
     )
     async with database.statement() as connection:
-        return Counter(dict((await connection.execute(query)).tuples()))
+        return Counter(dict((await connection.execute(query)).tuples().all()))
 
 
 def unfinished(statuses: Mapping[str, int]) -> int:

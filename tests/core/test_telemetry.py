@@ -8,15 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, NumberDataPoint
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import Action, Decision, Entry, EntryKind, EntryState, GateInputs, Snapshot
 from mollifier.telemetry import EVENTS_LOGGER, Telemetry, describe, sha256
+from tests.core.observed import Observed, labels
 
 PAYLOAD = b'{"of": "the snapshot"}'
 SNAPSHOT = Snapshot(
@@ -37,39 +33,9 @@ ENTRY = Entry(
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-class Observed:
-    """A telemetry whose measurements and spans are kept in memory."""
-
-    def __init__(self) -> None:
-        self._reader = InMemoryMetricReader()
-        self._spans = InMemorySpanExporter()
-        tracer = TracerProvider()
-        tracer.add_span_processor(SimpleSpanProcessor(self._spans))
-        self.telemetry = Telemetry(MeterProvider([self._reader]), tracer)
-
-    def points(self, name: str) -> dict[frozenset[tuple[str, Any]], float]:
-        """Return what was measured under this name, by labels."""
-        data = self._reader.get_metrics_data()
-        found: dict[frozenset[tuple[str, Any]], float] = {}
-        for resource in data.resource_metrics if data else ():
-            for metric in (m for scope in resource.scope_metrics for m in scope.metrics if m.name == name):
-                for point in metric.data.data_points:
-                    assert isinstance(point, NumberDataPoint | HistogramDataPoint)
-                    value = point.value if isinstance(point, NumberDataPoint) else point.sum
-                    found[frozenset((point.attributes or {}).items())] = value
-        return found
-
-    def spans(self) -> list[Any]:
-        return list(self._spans.get_finished_spans())
-
-
 @pytest.fixture
 def observed() -> Observed:
     return Observed()
-
-
-def labels(**named: str) -> frozenset[tuple[str, Any]]:
-    return frozenset(named.items())
 
 
 # --- decisions -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,43 @@
+"""Telemetry that tests can look at: what was measured and traced is kept in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, NumberDataPoint
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from mollifier.telemetry import Telemetry
+
+
+class Observed:
+    """A telemetry whose measurements and spans are kept in memory."""
+
+    def __init__(self) -> None:
+        self._reader = InMemoryMetricReader()
+        self._spans = InMemorySpanExporter()
+        tracer = TracerProvider()
+        tracer.add_span_processor(SimpleSpanProcessor(self._spans))
+        self.telemetry = Telemetry(MeterProvider([self._reader]), tracer)
+
+    def points(self, name: str) -> dict[frozenset[tuple[str, Any]], float]:
+        """Return what was measured under this name, by labels."""
+        data = self._reader.get_metrics_data()
+        found: dict[frozenset[tuple[str, Any]], float] = {}
+        for resource in data.resource_metrics if data else ():
+            for metric in (m for scope in resource.scope_metrics for m in scope.metrics if m.name == name):
+                for point in metric.data.data_points:
+                    assert isinstance(point, NumberDataPoint | HistogramDataPoint)
+                    value = point.value if isinstance(point, NumberDataPoint) else point.sum
+                    found[frozenset((point.attributes or {}).items())] = value
+        return found
+
+    def spans(self) -> list[Any]:
+        return list(self._spans.get_finished_spans())
+
+
+def labels(**named: str) -> frozenset[tuple[str, Any]]:
+    return frozenset(named.items())

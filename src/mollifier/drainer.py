@@ -83,7 +83,8 @@ class Drainer:
         self._tick_backoff = Backoff()
         self._engine_backoff = Backoff()
         self._engine_paused = False
-        self._in_flight: dict[int, Entry] = {}
+        # By run and lease: lease numbers repeat among partitions, and a run may come back under a new lease.
+        self._in_flight: dict[tuple[str, int], Entry] = {}
         self._handling: set[asyncio.Task[None]] = set()
         self._loops: tuple[asyncio.Task[None], ...] = ()
         self._stopping = asyncio.Event()
@@ -190,7 +191,7 @@ class Drainer:
         for _ in range(popped.orphans):
             self._telemetry.settled("orphaned", 0)
         if popped.entries:
-            self._in_flight.update((entry.lease, entry) for entry in popped.entries)
+            self._in_flight.update(((entry.run_id, entry.lease), entry) for entry in popped.entries)
             task = asyncio.create_task(self._handle(popped.entries, self._monotonic()), name="mollifier-handle")
             self._handling.add(task)
             task.add_done_callback(self._handling.discard)
@@ -216,7 +217,7 @@ class Drainer:
             self._telemetry.faulted("settle", error)
         finally:
             for entry in entries:
-                self._in_flight.pop(entry.lease, None)
+                self._in_flight.pop((entry.run_id, entry.lease), None)
             self._slot_freed.set()
 
     async def _outcomes(self, entries: Sequence[Entry]) -> Sequence[Outcome]:

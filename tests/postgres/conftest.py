@@ -7,7 +7,7 @@ import pytest
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.postgres.tenants import Tenants
-from tests.postgres.support import Clock
+from tests.postgres.support import Clock, Outage
 
 
 @pytest.fixture
@@ -29,3 +29,11 @@ def engine(database: Database, clock: Clock) -> PostgresRunEngine:
 @pytest.fixture
 def tenants(database: Database) -> Tenants:
     return Tenants(database)
+
+
+@pytest.fixture
+async def outage(database_url: str) -> AsyncIterator[Outage]:
+    """An outage for the test to begin; it is over when the test is."""
+    outage = Outage(database_url)
+    yield outage
+    await outage.end()

@@ -6,9 +6,12 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString
+from urllib.parse import urlsplit
 
-from sqlalchemy import text
+import psycopg
+from psycopg import sql
+from sqlalchemy import Connection, event, text
 
 from mollifier.engine import Created, RunEngine
 from mollifier.model import Run, Snapshot
@@ -79,8 +82,41 @@ async def jobs(database: Database) -> Sequence[str]:
     return [row["run_id"] for row in found]
 
 
+class Statements:
+    """Notes what a database is asked, from now on."""
+
+    def __init__(self, database: Database) -> None:
+        self.asked: list[str] = []
+        engine = database._engine  # pyright: ignore[reportPrivateUsage] - nothing else sees what is sent
+        event.listen(engine.sync_engine, "before_cursor_execute", self._note)
+
+    def _note(self, _connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        self.asked.append(statement)
+
+
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30) -> None:
     """Wait until the condition holds."""
     async with asyncio.timeout(timeout_s):
         while not await condition():
             await asyncio.sleep(0.02)
+
+
+class Outage:
+    """Makes a database unreachable: nobody may connect to it, and whoever was connected is thrown out."""
+
+    def __init__(self, database_url: str) -> None:
+        url = urlsplit(database_url)
+        self._name = url.path.removeprefix("/")
+        self._beside = url._replace(path="/postgres").geturl()
+
+    async def begin(self) -> None:
+        await self._administer("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+        await self._administer("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {text}")
+
+    async def end(self) -> None:
+        await self._administer("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+
+    async def _administer(self, statement: LiteralString) -> None:
+        query = sql.SQL(statement).format(name=sql.Identifier(self._name), text=sql.Literal(self._name))
+        async with await psycopg.AsyncConnection.connect(self._beside, autocommit=True) as connection:
+            await connection.execute(query)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import event
-from sqlalchemy.engine import Connection
 
 from mollifier.engine import Created
 from mollifier.errors import EngineUnavailableError, InvalidRequestError
@@ -14,21 +12,9 @@ from mollifier.model import Debounce, RunFilter, RunStatus
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.postgres.slots import slot
-from tests.postgres.support import ENV, START, Clock, create, execute, jobs, read, rows, snapshot
+from tests.postgres.support import ENV, START, Clock, Statements, create, execute, jobs, read, rows, snapshot
 
 HOUR = timedelta(hours=1)
-
-
-class Statements:
-    """Counts what a database is asked."""
-
-    def __init__(self, database: Database) -> None:
-        self.asked: list[str] = []
-        engine = database._engine  # pyright: ignore[reportPrivateUsage] - nothing else sees what is sent
-        event.listen(engine.sync_engine, "before_cursor_execute", self._note)
-
-    def _note(self, _connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        self.asked.append(statement)
 
 
 async def test_every_queued_run_has_one_job_that_carries_its_id_alone(
@@ -47,6 +33,15 @@ async def test_every_queued_run_has_one_job_that_carries_its_id_alone(
         {"args": {"run_id": first.run_id}, "queue_name": "mail", "priority": 5, **shared},
         {"args": {"run_id": second.run_id}, "queue_name": "default", "priority": 0, **shared},
     ]
+
+
+@pytest.mark.parametrize("queue", ["", "q" * 40, "q" * 41, "\N{SNOWMAN}" * 13, "\N{SNOWMAN}" * 14, "q" * 2000])
+async def test_a_queue_of_any_name_has_jobs(engine: PostgresRunEngine, database: Database, queue: str) -> None:
+    run_id = await create(engine, queue=queue)
+
+    (row,) = await rows(database, "SELECT queue_name FROM procrastinate_jobs")
+    assert (row["queue_name"] == queue) == (len(queue.encode()) <= 40)
+    assert (await read(engine, run_id)).snapshot.queue == queue
 
 
 async def test_delayed_and_expired_runs_have_no_job(
@@ -95,7 +90,7 @@ async def test_a_batch_of_which_one_cannot_be_stored_creates_nothing(
 
 @pytest.mark.parametrize(
     "field",
-    [{"machine": "\x00"}, {"machine": "\ud800"}, {"priority": 2**31}, {"queue": "q" * 129}, {"tags": ("\x00",)}],
+    [{"machine": "\x00"}, {"machine": "\ud800"}, {"priority": 2**31}, {"tags": ("\x00",)}],
 )
 async def test_values_that_postgres_cannot_hold_are_the_callers_fault(
     engine: PostgresRunEngine, field: dict[str, object]

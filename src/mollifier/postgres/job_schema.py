@@ -12,12 +12,15 @@ from pathlib import Path
 from procrastinate.schema import SchemaManager
 from sqlalchemy import Connection, text
 
-PENDING_PREFIX = "procrastinate "
+
+def scripts_folder() -> Path:
+    """Return where the installed release keeps its scripts."""
+    return Path(SchemaManager.get_migrations_path())
 
 
-def scripts(folder: Path | None = None) -> Sequence[Path]:
+def scripts() -> Sequence[Path]:
     """Return the installed release's scripts, oldest first."""
-    return sorted((folder or Path(SchemaManager.get_migrations_path())).glob("*.sql"))
+    return sorted(scripts_folder().glob("*.sql"))
 
 
 def newest_script() -> str:
@@ -25,12 +28,12 @@ def newest_script() -> str:
     return scripts()[-1].name
 
 
-def pending_scripts(connection: Connection, folder: Path | None = None) -> Sequence[Path]:
+def pending_scripts(connection: Connection) -> Sequence[Path]:
     """Return the scripts that the database lacks; none when it has no jobs yet, or is ahead of the installed release."""
     if connection.execute(text("SELECT to_regclass('job_schema')")).scalar() is None:
         return []
     applied = connection.execute(text("SELECT applied FROM job_schema")).scalar_one()
-    return [script for script in scripts(folder) if script.name > applied]
+    return [script for script in scripts() if script.name > applied]
 
 
 def apply_script(connection: Connection, script: Path) -> None:

@@ -12,15 +12,22 @@ EXECUTE = "mollifier.execute"
 RUN_ID = "run_id"
 """Its one argument."""
 DEFAULT_QUEUE = "default"
+QUEUE_BYTES_MAX = 40
+"""Procrastinate notifies on a channel named after the queue, and Postgres has 63 bytes for the whole name."""
+
+_QUEUE = f"""CASE
+    WHEN queue IS NULL THEN '{DEFAULT_QUEUE}' WHEN octet_length(queue) <= {QUEUE_BYTES_MAX} THEN queue ELSE '~' || md5(queue)
+END"""
 
 
 def defer_sql(condition: str = "", scheduled_at: str = "NULL") -> str:
     """Return the SQL expression that makes a job for each row of its query that meets the condition, oldest run first.
 
-    The query has the columns id, queue, priority and created_at of the runs. The value is the new jobs' ids, or NULL for none.
+    The query has the columns id, queue, priority and created_at of the runs. The value is the new jobs' ids, or NULL for none. A queue
+    whose name is too long for procrastinate goes by a digest of it; workers serve every queue.
     """
     job = f"""ROW(
-        coalesce(queue, '{DEFAULT_QUEUE}'), '{EXECUTE}', priority, NULL, NULL, jsonb_build_object('{RUN_ID}', id), {scheduled_at}
+        {_QUEUE}, '{EXECUTE}', priority, NULL, NULL, jsonb_build_object('{RUN_ID}', id), {scheduled_at}
     )::procrastinate_job_to_defer_v1"""
     jobs = f"array_agg({job} ORDER BY created_at, id)"
     return (

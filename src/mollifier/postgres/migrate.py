@@ -93,7 +93,7 @@ def _apply(connection: Connection, on_progress: Callable[[Migration], None]) -> 
     def on_version_apply(*, step: Any, **_: Any) -> None:
         report(step.up_revision_id, step.up_revision.doc)
 
-    config = _config()
+    config = alembic_config()
     config.attributes.update(connection=connection, on_version_apply=on_version_apply)
     command.upgrade(config, "head")
     for script in pending_scripts(connection):
@@ -104,7 +104,7 @@ def _apply(connection: Connection, on_progress: Callable[[Migration], None]) -> 
 
 
 def _status(connection: Connection) -> SchemaStatus:
-    scripts = ScriptDirectory.from_config(_config())
+    scripts = ScriptDirectory.from_config(alembic_config())
     revisions = [script.revision for script in scripts.walk_revisions()][::-1]
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     current = context.get_current_revision()
@@ -118,7 +118,8 @@ def _status(connection: Connection) -> SchemaStatus:
     return SchemaStatus(current=current, head=revisions[-1], pending=(*pending, *jobs))
 
 
-def _config() -> Config:
+def alembic_config() -> Config:
+    """Return Alembic's view of the scripts; whoever runs them puts the connection into its attributes."""
     config = Config()
     # Alembic interpolates its options, so a percent sign in the path stands doubled.
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))

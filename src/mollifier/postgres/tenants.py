@@ -10,8 +10,8 @@ from hashlib import sha256
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import Row, Table, case, func, insert, literal, select, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Row, Table, case, func, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from mollifier.errors import ConflictError, FieldError, InvalidRequestError, NotFoundError
 from mollifier.model import Tenant
@@ -125,9 +125,12 @@ class Tenants:
         """Make an environment. Raises NotFoundError for an unknown project, ConflictError or InvalidRequestError (field `name`)."""
         row = {"id": _new_id("env"), "project_id": project_id, "name": _checked_environment_name(name)}
         await self._one(projects, "project", project_id)
-        if any(environment.name == name for environment in await self.list_environments(project_id)):
+        statement = insert(environments).values(row).on_conflict_do_nothing().returning(*environments.c)
+        async with self._database.statement() as connection:
+            made = (await connection.execute(statement)).one_or_none()
+        if made is None:
             raise ConflictError(f"This project has an environment {name!r} already; choose another name.", "name")
-        return _environment(await self._insert(environments, row))
+        return _environment(made)
 
     async def list_environments(self, project_id: str) -> Sequence[TenantEnvironment]:
         """Return the project's environments, oldest first. Raises NotFoundError."""

@@ -28,7 +28,9 @@ def parse(options: Any = None, headers: dict[str, str] | None = None, **members:
 def errors_of(body: bytes, headers: dict[str, str] | None = None, task_id: str = "task") -> dict[str, str]:
     with pytest.raises(InvalidRequestError) as caught:
         parse_trigger(task_id, body, headers or {})
-    return {error.field: error.detail for error in caught.value.errors}
+    told = {error.field: error.detail for error in caught.value.errors}
+    assert len(told) == len(caught.value.errors), "a field is blamed twice"
+    return told
 
 
 def option_errors(**options: Any) -> dict[str, str]:

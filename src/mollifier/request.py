@@ -160,10 +160,12 @@ def _payload(item: Fields, options: Fields) -> tuple[bytes, str]:
     form = options.choice("payloadType", FORMATS)
     if form is None:
         return item.json("payload") or b"", JSON
-    text = (item.any_text("payload") or "").encode()
-    if item.has("payload"):
-        json_value(text, form, item, "payload")
-    return text, form
+    text = item.any_text("payload")
+    if text is None:
+        return b"", JSON
+    document = text.encode()
+    json_value(document, form, item, "payload")
+    return document, form
 
 
 def _metadata(options: Fields) -> bytes | None:

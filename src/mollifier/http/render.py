@@ -129,7 +129,7 @@ def run_details(run: Run, root: Run | None, parent: Run | None, children: Sequen
             children=tuple(RunSummary(**_summary(child)) for child in children),
         ),
         attempt_count=run.attempt_count,
-        payload=value_of(snapshot.payload or None, snapshot.payload_type),
+        payload=value_of(snapshot.payload, snapshot.payload_type),
         output=value_of(run.output, run.output_type),
         error=None if error is None else RunFailure(error.message, error.name, error.stack_trace),
     )
@@ -153,9 +153,11 @@ def listed_run(run: Run, environment: Environment) -> ListedRun:
 
 
 def value_of(document: bytes | None, form: str) -> msgspec.Raw | None:
-    """Return the JSON that a document of the given format stands for; None where there is no document."""
+    """Return the JSON that a document of the given format stands for; None where there is no document, as empty JSON is none."""
     match form:
         case _ if document is None:
+            return None
+        case str() if form in (JSON, SUPER_JSON) and not document:
             return None
         case str() if form == JSON:
             return msgspec.Raw(document)

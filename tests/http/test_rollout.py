@@ -1,0 +1,394 @@
+"""The rollout's steps over HTTP: what each leaves in the buffer, what it logs and counts, and that its faults never fail a trigger."""
+
+import asyncio
+import logging
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext
+from redis.asyncio import Redis
+
+from mollifier.config import Exporters
+from mollifier.embedded import EmbeddedStack, Stack
+from mollifier.errors import SettingsError
+from mollifier.model import Tenant
+from mollifier.observability import Observability, configure_telemetry
+from mollifier.postgres.database import Database
+from mollifier.postgres.tenants import Tenants
+from tests.http.conftest import Api, Start, count_runs, fields_of
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+DECISIONS = "mollifier_decisions_total"
+FLAG = {"mollifierEnabled": True}
+# One trigger in an hour passes, so a test decides what trips without a clock.
+STRICT: dict[str, Any] = {"enabled": True, "trip_threshold": 1, "trip_window_ms": 3_600_000, "hold_ms": 3_600_000}
+
+
+@pytest.fixture
+async def enrolled(database: Database) -> Tenant:
+    """A tenant whose organization's flag is on."""
+    tenants = Tenants(database)
+    tenant = await tenants.create_tenant("enrolled")
+    await tenants.set_flags(tenant.org_id, FLAG)
+    return tenant
+
+
+@pytest.fixture
+async def valkey() -> AsyncIterator[Stack]:
+    """A Valkey of the test's own, to be stopped."""
+    async with EmbeddedStack(durable=False, postgres=False) as stack:
+        yield stack
+
+
+async def entries(client: Redis) -> int:
+    return len(await keys(client, "mollifier:*:entry:*"))
+
+
+async def keys(client: Redis, pattern: str = "*") -> list[bytes]:
+    found: Any = client.keys(pattern)  # pyright: ignore[reportUnknownMemberType] - the client leaves its options untyped
+    return await found
+
+
+async def connections(client: Redis) -> int:
+    """Return how many connections the server has ever taken."""
+    info: Any = client.info("stats")  # pyright: ignore[reportUnknownMemberType] - as above
+    return (await info)["total_connections_received"]
+
+
+async def decisions(api: Api) -> dict[str, float]:
+    """Return the decisions that the metrics show, by their labels; an empty label is none, as Prometheus has it."""
+    lines = (await api.client.get("/metrics")).text.splitlines()
+    found = [line.removeprefix(DECISIONS) for line in lines if line.startswith(DECISIONS)]
+    return {
+        re.sub(r',?[a-z_]+=""', "", labels): float(value)
+        for labels, _, value in (line.rpartition(" ") for line in found)
+    }
+
+
+async def eventually(holds: Callable[[], Any], seconds: float = 5.0) -> None:
+    end = datetime.now(UTC) + timedelta(seconds=seconds)
+    while not await holds():
+        assert datetime.now(UTC) < end, "it never came to hold"
+        await asyncio.sleep(0.05)
+
+
+def events(caplog: pytest.LogCaptureFixture, name: str) -> list[dict[str, Any]]:
+    return [record.__dict__["fields"] for record in caplog.records if record.getMessage() == name]
+
+
+async def test_switched_off_it_opens_no_connection_and_counts_nothing(
+    start: Start, enrolled: Tenant, redis_url: str, redis_client: Redis
+) -> None:
+    before = await connections(redis_client)
+    async with start(redis_url=redis_url, trip_threshold=1) as api:
+        for _ in range(5):
+            await api.triggered(enrolled)
+        ready = (await api.client.get("/readyz")).json()
+        assert ready == {"status": "ok", "database": "ok", "buffer": "off", "drainer": "off"}
+        assert await decisions(api) == {}
+    assert await connections(redis_client) == before
+    assert await keys(redis_client) == []
+
+
+async def test_enabled_without_a_server_it_does_nothing(start: Start, enrolled: Tenant, database: Database) -> None:
+    async with start(**STRICT) as api:
+        for _ in range(3):
+            await api.triggered(enrolled)
+        assert (await api.client.get("/readyz")).json()["buffer"] == "degraded"
+    assert await count_runs(database) == 3
+
+
+async def test_a_mollified_trigger_is_run_and_buffered(
+    start: Start, enrolled: Tenant, redis_url: str, redis_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with start(redis_url=redis_url, **STRICT) as api:
+            passed = await api.triggered(enrolled, 1)
+            assert await entries(redis_client) == 0
+            held = await api.triggered(enrolled, 2)
+            assert (await api.run(enrolled, held))["status"] == "QUEUED"
+            assert (await api.run(enrolled, passed))["status"] == "QUEUED"
+            listed = (await api.admin("GET", f"buffer/entries?env={enrolled.env_id}")).json()["data"]
+    assert [entry["runId"] for entry in listed] == [held]
+    assert listed[0]["kind"] == "audit"
+    (event,) = events(caplog, "mollifier.buffered")
+    assert {name: event[name] for name in ("run_id", "env_id", "org_id", "task_id")} == {
+        "run_id": held,
+        "env_id": enrolled.env_id,
+        "org_id": enrolled.org_id,
+        "task_id": "echo",
+    }
+
+
+async def test_shadow_mode_only_says_what_it_would_do(
+    start: Start, tenant: Tenant, redis_url: str, redis_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with start(redis_url=redis_url, shadow_mode=True, **STRICT) as api:
+            run_ids = [await api.triggered(tenant) for _ in range(3)]
+            counted = await decisions(api)
+    assert [event["run_id"] for event in events(caplog, "mollifier.would_mollify")] == run_ids[1:]
+    assert await entries(redis_client) == 0
+    assert counted == {
+        '{enrolled="false",outcome="pass_through"}': 1,
+        '{enrolled="false",outcome="shadow_log",reason="per_env_rate"}': 2,
+    }
+
+
+async def test_metrics_name_an_organization_only_when_it_is_enrolled_and_never_an_environment(
+    start: Start, tenant: Tenant, enrolled: Tenant, redis_url: str
+) -> None:
+    async with start(redis_url=redis_url, **STRICT) as api:
+        for one in (tenant, tenant, enrolled, enrolled):
+            await api.triggered(one)
+        counted = await decisions(api)
+        everything = (await api.client.get("/metrics")).text
+    org = enrolled.org_id
+    assert counted == {
+        '{enrolled="false",outcome="pass_through"}': 2,
+        f'{{enrolled="true",org_id="{org}",outcome="pass_through"}}': 1,
+        f'{{enrolled="true",org_id="{org}",outcome="mollify",reason="per_env_rate"}}': 1,
+    }
+    assert tenant.org_id not in everything
+    assert enrolled.env_id not in everything
+
+
+async def test_what_validation_rejects_or_a_key_answers_never_reaches_the_gate(
+    start: Start, enrolled: Tenant, redis_url: str, redis_client: Redis, database: Database
+) -> None:
+    bad: list[Any] = [b"{", b"[]", {"options": {"tags": [""]}}, {"options": {"parentRunId": "run_nobody"}}]
+    async with start(redis_url=redis_url, **STRICT) as api:
+        first = await api.triggered(enrolled, 1, idempotencyKey="order-1")
+        before = await decisions(api)
+        for body in bad:
+            assert (await api.trigger(enrolled, body)).status_code in (400, 422)
+        assert (await api.trigger(enrolled, task="unknown")).status_code == 404
+        again = await api.trigger(enrolled, {"payload": 2, "options": {"idempotencyKey": "order-1"}})
+        assert again.json() == {"id": first, "isCached": True}
+        assert await decisions(api) == before
+    assert await entries(redis_client) == 0
+    assert await count_runs(database) == 1
+
+
+async def test_who_needs_an_answer_at_once_passes_the_gate_by(
+    start: Start, enrolled: Tenant, redis_url: str, redis_client: Redis
+) -> None:
+    async with start(redis_url=redis_url, **STRICT) as api:
+        parent = await api.triggered(enrolled)
+        for n in range(3):
+            await api.triggered(enrolled, debounce={"key": f"d{n}", "delay": "1h"})
+            await api.triggered(enrolled, oneTimeToken=f"t{n}")
+            await api.triggered(enrolled, parentRunId=parent, resumeParentOnCompletion=True)
+    assert await entries(redis_client) == 0
+
+
+async def test_a_replay_passes_the_gate(start: Start, enrolled: Tenant, redis_url: str, redis_client: Redis) -> None:
+    async with start(redis_url=redis_url, **STRICT) as api:
+        first = await api.triggered(enrolled)
+        replayed = await api.post(enrolled, f"/api/v1/runs/{first}/replay")
+    assert replayed.status_code == 200
+    assert await entries(redis_client) == 1
+
+
+async def test_what_is_left_for_after_the_answer_is_done_when_the_client_has_gone(
+    start: Start, enrolled: Tenant, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with start(redis_url=redis_url, **STRICT) as api:
+            await api.triggered(enrolled)
+            url = api.client.base_url
+            _, writer = await asyncio.open_connection(url.host, url.port)
+            head = (
+                f"POST /api/v1/tasks/echo/trigger HTTP/1.1\r\nhost: {url.host}\r\nauthorization: Bearer {enrolled.api_key}\r\n"
+                "content-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+            )
+            writer.write(head.encode())
+            await writer.drain()
+            writer.close()
+
+            async def told() -> bool:
+                return len(events(caplog, "mollifier.buffered")) == 1
+
+            await eventually(told)
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------
+
+
+async def test_one_organizations_flag_never_reaches_another(
+    start: Start, tenant: Tenant, enrolled: Tenant, redis_url: str, redis_client: Redis
+) -> None:
+    async with start(redis_url=redis_url, **STRICT) as api:
+        for _ in range(3):
+            await api.triggered(tenant)
+        assert await entries(redis_client) == 0
+        for _ in range(3):
+            await api.triggered(enrolled)
+        assert await entries(redis_client) == 2
+        await api.admin("PUT", "flags", FLAG)
+        await api.admin("PUT", f"organizations/{enrolled.org_id}/flags", {"mollifierEnabled": False})
+        await api.triggered(enrolled)
+        assert await entries(redis_client) == 2
+
+
+async def test_a_flag_set_elsewhere_is_live_within_five_seconds(
+    start: Start, tenant: Tenant, database: Database, redis_url: str, redis_client: Redis
+) -> None:
+    async with start(redis_url=redis_url, **STRICT) as api:
+        await api.triggered(tenant)
+        await Tenants(database).set_flags(tenant.org_id, FLAG)
+
+        async def held() -> bool:
+            await api.triggered(tenant)
+            return await entries(redis_client) > 0
+
+        await eventually(held)
+
+
+async def test_a_global_flag_set_elsewhere_is_live_within_five_seconds(
+    start: Start, tenant: Tenant, redis_url: str, redis_client: Redis
+) -> None:
+    async with start(redis_url=redis_url, **STRICT) as api, start() as elsewhere:
+        await api.triggered(tenant)
+        await elsewhere.admin("PUT", "flags", {**FLAG, "other": {"nested": [1]}})
+
+        async def held() -> bool:
+            await api.triggered(tenant)
+            return await entries(redis_client) > 0
+
+        await eventually(held)
+
+
+# --- faults --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stopped_buffer_never_fails_a_trigger(
+    start: Start, enrolled: Tenant, valkey: Stack, database: Database
+) -> None:
+    async with start(redis_url=valkey.redis_url, **STRICT) as api:
+        await api.triggered(enrolled)
+        await valkey.stop("valkey", kill=True)
+        for _ in range(3):
+            await api.triggered(enrolled)
+        ready = await api.client.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json() == {"status": "degraded", "database": "ok", "buffer": "degraded", "drainer": "degraded"}
+        assert (await api.admin("GET", "buffer")).status_code == 503
+        await valkey.start("valkey")
+        await api.triggered(enrolled)
+        assert (await api.client.get("/readyz")).json()["status"] == "ok"
+    assert await count_runs(database) == 5
+
+
+async def test_a_buffer_that_hangs_never_fails_a_trigger(
+    start: Start, enrolled: Tenant, valkey: Stack, database: Database
+) -> None:
+    assert valkey.valkey_pid is not None
+    async with start(redis_url=valkey.redis_url, **STRICT) as api:
+        await api.triggered(enrolled)
+        os.kill(valkey.valkey_pid, signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                await api.triggered(enrolled)
+        finally:
+            os.kill(valkey.valkey_pid, signal.SIGCONT)
+    assert await count_runs(database) == 4
+
+
+async def test_it_starts_without_its_buffer_and_claims_it_later(start: Start, enrolled: Tenant, valkey: Stack) -> None:
+    await valkey.stop("valkey")
+    async with start(redis_url=valkey.redis_url, **STRICT) as api:
+        await api.triggered(enrolled)
+        await valkey.start("valkey")
+        async with Redis.from_url(valkey.redis_url) as client:  # pyright: ignore[reportUnknownMemberType] - untyped
+
+            async def claimed() -> bool:
+                return await client.get("mollifier:partitions") == b"64"
+
+            await eventually(claimed, 15)
+
+
+async def test_another_number_of_partitions_stops_the_start_with_the_name_of_the_setting(
+    start: Start, redis_url: str, redis_client: Redis
+) -> None:
+    await redis_client.set("mollifier:partitions", "32")
+    with pytest.raises(SettingsError, match="MOLLIFIER_PARTITIONS"):
+        async with start(redis_url=redis_url, **STRICT):
+            pass
+
+
+async def test_another_number_of_partitions_found_later_stops_the_process(start: Start, valkey: Stack) -> None:
+    await valkey.stop("valkey")
+
+    async def meet() -> None:
+        async with start(redis_url=valkey.redis_url, **STRICT) as api:
+            await valkey.start("valkey")
+            async with Redis.from_url(valkey.redis_url) as client:  # pyright: ignore[reportUnknownMemberType] - untyped
+                await client.set("mollifier:partitions", "32")
+
+            async def stopped() -> bool:
+                return api.server.should_exit
+
+            await eventually(stopped, 15)
+
+    with pytest.raises(SettingsError, match="MOLLIFIER_PARTITIONS"):
+        await meet()
+
+
+# --- traces --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spans() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def observability(spans: InMemorySpanExporter) -> Observability:
+    plain = configure_telemetry("test", Exporters())
+    tracing = TracerProvider(shutdown_on_exit=False)
+    tracing.add_span_processor(SimpleSpanProcessor(spans))
+    return Observability(plain.registry, plain.meter_provider, tracing)
+
+
+def context_of(span: ReadableSpan) -> SpanContext:
+    assert span.context is not None
+    return span.context
+
+
+async def test_gate_and_buffer_join_the_callers_trace(
+    start: Start, enrolled: Tenant, redis_url: str, observability: Observability, spans: InMemorySpanExporter
+) -> None:
+    async with start(redis_url=redis_url, observability=observability, **STRICT) as api:
+        await api.triggered(enrolled)
+        spans.clear()
+        await api.trigger(enrolled, {}, traceparent=TRACEPARENT)
+    found = {span.name: span for span in spans.get_finished_spans()}
+    server = found["POST /api/v1/tasks/{taskId}/trigger"]
+    assert server.parent is not None
+    assert f"{server.parent.span_id:016x}" == TRACEPARENT.split("-")[2]
+    assert {f"{context_of(span).trace_id:032x}" for span in found.values()} == {TRACEPARENT.split("-")[1]}
+    gate = found["mollifier.gate"]
+    assert gate.parent is not None
+    assert gate.parent.span_id == context_of(server).span_id
+    assert (gate.attributes or {})["mollifier.outcome"] == "mollify"
+    assert "mollifier.buffer.accept" in found
+
+
+async def test_a_trigger_without_a_trace_starts_one(
+    start: Start, tenant: Tenant, observability: Observability, spans: InMemorySpanExporter
+) -> None:
+    async with start(observability=observability) as api:
+        answer = await api.trigger(tenant, {"options": {"tags": [""]}}, traceparent="rubbish")
+        assert fields_of(answer) == ["options.tags[0]"]
+    (server,) = spans.get_finished_spans()
+    assert server.parent is None
+    assert (server.attributes or {})["http.response.status_code"] == 422

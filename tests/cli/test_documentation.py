@@ -1,10 +1,12 @@
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from mollifier import config
 from mollifier.settings import variable
+from mollifier.tasks import discover
 from tests.cli.test_main import COMMANDS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,3 +61,10 @@ def test_modules_that_the_pages_name_exist() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     named = set(re.findall(r"`([a-z_]+(?:/|\.py))`", page))
     assert [name for name in sorted(named) if not (ROOT / "src" / "mollifier" / name).exists()] == []
+
+
+def test_the_readme_s_tasks_are_found_under_the_names_it_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (tmp_path / "readme_tasks.py").write_text(example)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert discover(["readme_tasks"]).keys() == {"send_invoice", "billing/refund"}

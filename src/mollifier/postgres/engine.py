@@ -19,7 +19,7 @@ from mollifier.postgres.database import Database
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
 from mollifier.postgres.rows import CHILDREN, expiry, row_of, run_of
-from mollifier.postgres.slots import task_slot
+from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
 
 LOCKOUTS_MAX = 5
@@ -65,10 +65,17 @@ class PostgresRunEngine:
         """Look the snapshot's keys up, in one round trip; in none when it has no keys."""
         if snapshot.request_key is None and snapshot.idempotency_key is None:
             return None
-        row = row_of(snapshot, snapshot.created_at)
+        asking = {
+            "id": None,
+            "environment_id": snapshot.env_id,
+            "created_at": snapshot.created_at,
+            "request_slot": request_slot(snapshot.request_key),
+            "idempotency_slot": task_slot(snapshot.task_id, snapshot.idempotency_key),
+            "debounce_slot": None,
+        }
         async with self._database.statement() as connection:
-            holders = await find_holders(connection, [row])
-        return standing({**row, "id": None}, holders)
+            holders = await find_holders(connection, [asking])
+        return standing(asking, holders)
 
     async def get_run(self, env_id: str, run_id: str) -> Run | None:
         """Read the run, in one round trip."""

@@ -15,7 +15,7 @@ from mollifier.cli.output import note, stderr, tell_warnings
 from mollifier.rollout import Mode
 
 if TYPE_CHECKING:
-    from mollifier.processes import ChildEnvironment
+    from mollifier.child_environment import ChildEnvironment
 
 ModeOption = Annotated[
     Mode | None,
@@ -28,11 +28,11 @@ def child_environment(mode: Mode | None, defaults: Mapping[str, str] | None = No
 
     `defaults` are variables for where the environment has none. Raises SettingsError.
     """
+    from mollifier import processes
     from mollifier.errors import SettingsError
-    from mollifier.processes import ChildEnvironment
 
     with tell_warnings():
-        environment = ChildEnvironment.of_this_process(mode, defaults)
+        environment = processes.child_environment(mode, defaults)
     if environment.mode is Mode.DIVERT:
         detail = "divert is not supported by this version: take monitor, which writes to both stores and checks that they agree"
         raise SettingsError("--mode", detail)

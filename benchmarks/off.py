@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Awaitable, Callable
 
 from benchmarks.report import Figure, Report, median
 from benchmarks.stage import REQUEST, Counters, environment, mollifier_of
-from mollifier.engine import Existing
+from mollifier.engine import Created, CreateOutcome, Existing
 from mollifier.model import Environment, TriggerRequest, TriggerResult
 from mollifier.server import connect
 from mollifier.settings import Settings
 from mollifier.trigger import Triggered, TriggerService
 
-ROUNDS = 60
-TRIGGERS_PER_ROUND = 1000
+ROUNDS = 3000
+TRIGGERS_PER_ROUND = 20
 
 
 class WithoutGate(TriggerService):
@@ -27,34 +25,35 @@ class WithoutGate(TriggerService):
         if snapshot.idempotency_key is not None or snapshot.request_key is not None:
             existing = await self._engine.find_by_keys(snapshot)
             if existing is not None:
-                return Triggered(_cached(existing))
+                return Triggered(_answer(existing))
         (outcome,) = await self._engine.create_runs([snapshot])
-        return Triggered(TriggerResult(outcome.run_id))
+        return Triggered(_answer(outcome))
 
 
-def _cached(existing: Existing) -> TriggerResult:
-    return TriggerResult(existing.run_id, is_cached=existing.by == "idempotency_key")
+def _answer(outcome: CreateOutcome) -> TriggerResult:
+    match outcome:
+        case Created(run_id):
+            return TriggerResult(run_id)
+        case Existing(run_id, by):
+            return TriggerResult(run_id, is_cached=by == "idempotency_key")
 
 
 async def measure(redis_url: str, scale: float) -> Report:
     """Trigger in short rounds, one side after the other, so that both meet the same machine."""
-    rounds = max(4, int(ROUNDS * scale))
+    rounds = max(100, int(ROUNDS * scale))
     off = mollifier_of(Settings(enabled=False, redis_url=redis_url))
     async with connect(redis_url) as redis:
         counters = Counters(redis)
         before_reads = await counters.reads()
-        sides: dict[str, Callable[[], Awaitable[float]]] = {
-            "off": lambda: _round_us(off.triggers),
-            "without": lambda: _round_us(_without_gate(off.triggers)),
-        }
-        taken_us: dict[str, list[float]] = {name: [] for name in sides}
+        sides = (off.triggers, _without_gate(off.triggers))
+        taken_us: tuple[list[float], list[float]] = ([], [])
         for number in range(rounds):
-            for name in list(sides) if number % 2 else list(sides)[::-1]:
-                taken_us[name].append(await sides[name]())
+            for side in (0, 1) if number % 2 else (1, 0):
+                taken_us[side].append(await _round_us(sides[side]))
         # The last look at the counters is a read of its own.
         round_trips = await counters.reads() - before_reads - 1
     await off.aclose()
-    off_us, without_us = median(taken_us["off"]), median(taken_us["without"])
+    off_us, without_us = median(taken_us[0]), median(taken_us[1])
     return Report(
         "off",
         "what does a trigger cost with Mollifier switched off, beside a build without the gate?",
@@ -76,7 +75,6 @@ def _without_gate(service: TriggerService) -> TriggerService:
 
 async def _round_us(service: TriggerService) -> float:
     who = environment()
-    gc.collect()
     started = time.perf_counter()
     for _ in range(TRIGGERS_PER_ROUND):
         await service.trigger(who, REQUEST)

@@ -1,10 +1,13 @@
-"""Deadlines that measure who is asked, not this process."""
+"""Asking somebody who may not answer: a deadline that measures who is asked, not this process, and a breaker that stops asking."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+
+from mollifier.errors import BufferUnavailableError
 
 T = TypeVar("T")
 
@@ -40,6 +43,39 @@ async def within(deadline_ms: float, operation: Awaitable[T]) -> T:
         if not task.done():
             task.add_done_callback(_forget)
             task.cancel()
+
+
+class Breaker:
+    """Stops asking a server that does not answer, so that nobody waits for a deadline that will pass anyway.
+
+    So many `failures` in a row open it. Open, it lets one question through every `open_s` seconds to find out, and refuses the rest
+    at once; an answer closes it. Closed, open, half open: Nygard, "Release It!". `monotonic` returns seconds.
+    """
+
+    def __init__(
+        self, *, failures: int = 5, open_s: float = 1.0, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most_failures = failures
+        self._open_s = open_s
+        self._monotonic = monotonic
+        self._failures = 0
+        self._next_question_s = 0.0
+
+    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask and return the answer. Raises what the question raises, and BufferUnavailableError when it is not asked."""
+        if self._failures >= self._most_failures:
+            now_s = self._monotonic()
+            if now_s < self._next_question_s:
+                raise BufferUnavailableError(f"not asked: {self._failures} questions in a row had no answer")
+            self._next_question_s = now_s + self._open_s
+        try:
+            answer = await question()
+        except Exception:
+            self._failures += 1
+            self._next_question_s = self._monotonic() + self._open_s
+            raise
+        self._failures = 0
+        return answer
 
 
 def _forget(task: asyncio.Future[Any]) -> None:

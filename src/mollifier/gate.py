@@ -2,8 +2,8 @@
 
 The cascade, in order: switched off, caller that needs a synchronous answer, organization not enrolled and nobody watching, no
 burst, and only then the two actions. Every collaborator's failure fails open: a setting that cannot be read counts as off, a
-resolver that raises as flag off, an evaluator that is missing, raises or misses its deadline as no burst. The gate itself never
-raises.
+resolver that raises as flag off, an evaluator that is missing, raises or misses its deadline as no burst. One that keeps failing is
+not asked for a while. The gate itself never raises.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from mollifier.deadline import within
+from mollifier.deadline import Breaker, within
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import Action, Decision, GateInputs, Verdict
 from mollifier.trip import Evaluator
@@ -48,6 +48,7 @@ class Gate:
         evaluator: Evaluator | None,
         recorder: Recorder,
         deadline_ms: Callable[[], float] = lambda: 25,
+        breaker: Breaker | None = None,
     ) -> None:
         self._enabled = enabled
         self._shadow_mode = shadow_mode
@@ -55,6 +56,7 @@ class Gate:
         self._evaluator = evaluator
         self._recorder = recorder
         self._deadline_ms = deadline_ms
+        self._breaker = breaker or Breaker()
 
     async def decide(self, inputs: GateInputs) -> Decision:
         """Decide one trigger. Off, it touches nothing and records nothing; otherwise every decision is recorded once."""
@@ -84,9 +86,11 @@ class Gate:
 
     async def _evaluate(self, inputs: GateInputs) -> Verdict:
         try:
-            if self._evaluator is None:
+            evaluator = self._evaluator
+            if evaluator is None:
                 raise BufferUnavailableError("there is no evaluator: no buffer is configured")
-            return await within(self._deadline_ms(), self._evaluator.evaluate(inputs))
+            deadline_ms = self._deadline_ms()
+            return await self._breaker.ask(lambda: within(deadline_ms, evaluator.evaluate(inputs)))
         except Exception as error:  # noqa: BLE001 - the gate fails open whatever a collaborator raises
             self._recorder.failed_open("evaluator", error)
             return _QUIET

@@ -9,7 +9,8 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from mollifier.deadline import within
+from mollifier.deadline import Breaker, within
+from mollifier.errors import BufferUnavailableError
 from mollifier.keys import Keyspace
 from mollifier.model import GateInputs, Verdict
 from mollifier.scripts import Scripts
@@ -145,3 +146,107 @@ async def test_many_calls_at_once_all_get_their_answer_from_a_healthy_server(red
         )
     missed = [verdict for verdict in verdicts if isinstance(verdict, BaseException)]
     assert missed == []
+
+
+# --- the breaker ---------------------------------------------------------------------------------------------------
+
+
+class Questions:
+    """Questions to somebody who answers or not, asked through a breaker with a clock that the test sets."""
+
+    def __init__(self, *, failures: int = 3) -> None:
+        self.now_s = 1000.0
+        self.asked = 0
+        self.answers = True
+        self._breaker = Breaker(failures=failures, open_s=1.0, monotonic=lambda: self.now_s)
+
+    async def _question(self) -> str:
+        self.asked += 1
+        if not self.answers:
+            raise TimeoutError
+        return "answer"
+
+    async def ask(self, times: int = 1) -> list[str]:
+        """Ask so many times; tell of each what came of it."""
+        outcomes: list[str] = []
+        for _ in range(times):
+            try:
+                outcomes.append(await self._breaker.ask(self._question))
+            except TimeoutError:
+                outcomes.append("no answer")
+            except BufferUnavailableError:
+                outcomes.append("not asked")
+        return outcomes
+
+
+async def test_a_breaker_stops_asking_after_so_many_failures_in_a_row() -> None:
+    questions = Questions(failures=3)
+    questions.answers = False
+    assert await questions.ask(6) == ["no answer"] * 3 + ["not asked"] * 3
+    assert questions.asked == 3
+
+
+async def test_an_answer_in_between_keeps_a_breaker_closed() -> None:
+    questions = Questions(failures=3)
+    for answers in (False, False, True, False, False, True):
+        questions.answers = answers
+        await questions.ask()
+    assert questions.asked == 6
+
+
+async def test_an_open_breaker_lets_one_question_through_at_a_time() -> None:
+    questions = Questions(failures=1)
+    questions.answers = False
+    await questions.ask()
+    questions.now_s += 1.0
+    assert await questions.ask(3) == ["no answer", "not asked", "not asked"]
+    questions.now_s += 0.9
+    assert await questions.ask() == ["not asked"]
+    questions.now_s += 0.1
+    assert await questions.ask() == ["no answer"]
+
+
+async def test_an_answer_closes_an_open_breaker() -> None:
+    questions = Questions(failures=1)
+    questions.answers = False
+    await questions.ask(2)
+    questions.answers = True
+    assert await questions.ask() == ["not asked"]
+    questions.now_s += 1.0
+    assert await questions.ask(5) == ["answer"] * 5
+
+
+async def test_while_one_question_finds_out_the_others_do_not_wait_for_it() -> None:
+    now_s = 1000.0
+    breaker = Breaker(failures=1, open_s=1.0, monotonic=lambda: now_s)
+
+    async def fail() -> str:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        await breaker.ask(fail)
+    now_s += 1.0
+    finding_out = asyncio.create_task(breaker.ask(hang))
+    await asyncio.sleep(0)
+    with pytest.raises(BufferUnavailableError):
+        await breaker.ask(answer)
+    finding_out.cancel()
+    await asyncio.wait((finding_out,))
+    now_s += 1.0
+    assert await breaker.ask(answer) == "answer"
+
+
+async def test_a_lagging_loop_opens_no_breaker(redis_url: str) -> None:
+    async with connect(redis_url) as redis:
+        evaluator = TripEvaluator(Scripts(Server(redis)), Keyspace(4), lambda: SETTINGS)
+        inputs = GateInputs(org_id=ORG, env_id=ENV)
+        breaker = Breaker(failures=1, open_s=3600)
+        stop = asyncio.Event()
+        blocking = asyncio.create_task(block_the_loop(0.02, stop))
+        try:
+            for count in range(1, 6):
+                verdict = await breaker.ask(lambda: within(DEADLINE_MS, evaluator.evaluate(inputs)))
+                assert verdict == Verdict(tripped=False, count=count)
+        finally:
+            stop.set()
+            await blocking

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from mollifier.deadline import Breaker
 from mollifier.errors import BufferUnavailableError
 from mollifier.gate import REASON, Gate
 from mollifier.model import Action, Decision, GateInputs, Verdict
@@ -257,6 +258,26 @@ async def test_settings_that_cannot_be_read_let_the_trigger_pass(broken: str) ->
     )
     assert (await gate.decide(HERE)).action is PASS
     assert len(recorder.failures) == 1
+
+
+async def test_an_evaluator_that_keeps_failing_is_not_asked_for_a_while_and_every_trigger_passes() -> None:
+    now_s = 0.0
+    evaluator, recorder = Evaluator(fail), Recorder()
+    gate = Gate(
+        enabled=lambda: True,
+        shadow_mode=lambda: False,
+        flag=lambda _: True,
+        evaluator=evaluator,
+        recorder=recorder,
+        breaker=Breaker(failures=5, open_s=1.0, monotonic=lambda: now_s),
+    )
+    for _ in range(20):
+        assert (await gate.decide(HERE)).action is PASS
+    assert evaluator.asked == 5
+    assert [part for part, _ in recorder.failures] == ["evaluator"] * 20
+    now_s = 1.0
+    await gate.decide(HERE)
+    assert evaluator.asked == 6
 
 
 # --- what is read when ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from mollifier import entries, inspection, scripts
 from mollifier.errors import BufferUnavailableError, MalformedEntryError, SettingsError
 from mollifier.inspection import Counts, listed
-from mollifier.keys import PARTITIONS, Keyspace, PartitionKeys, idempotency_digest
+from mollifier.keys import PARTITIONS, Keyspace, PartitionKeys
 from mollifier.model import Entry, EntryKind
 from mollifier.scripts import Scripts, Settlement
 from mollifier.server import Server
@@ -43,7 +43,31 @@ class DuplicateKey(msgspec.Struct, frozen=True):
     run_id: str
 
 
-AcceptOutcome = Accepted | DuplicateRun | DuplicateKey
+class KeyClaimed(msgspec.Struct, frozen=True):
+    """Another trigger has claimed one of the keys and has not bound it yet; nothing changed."""
+
+
+AcceptOutcome = Accepted | DuplicateRun | DuplicateKey | KeyClaimed
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """One of the caller's keys, by its digest, and the moment (ms since the epoch) up to which it belongs to the run."""
+
+    digest: str
+    expires_ms: int
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """The key is the claimant's until it binds it, releases it, or takes too long."""
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """The key belongs to the held run `run_id`."""
+
+    run_id: str
+
+
+ClaimOutcome = Claimed | Bound | KeyClaimed
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -93,33 +117,79 @@ class Buffer:
         payload: bytes,
         *,
         kind: EntryKind = EntryKind.AUDIT,
-        idempotency: tuple[str, str] | None = None,
+        created_ms: int = 0,
+        bindings: Sequence[Binding] = (),
+        token: str = "",
     ) -> AcceptOutcome:
-        """Store one entry as QUEUED; `idempotency` is its (task id, key). An audit copy expires after `entry_ttl_s`."""
+        """Store one entry as QUEUED and bind the caller's keys to it, which must be free or claimed by `token`.
+
+        `created_ms` is the trigger's moment, by which lists order held runs. An audit copy expires after `entry_ttl_s`.
+        """
         keys = self.keyspace.of(org_id)
-        digest = idempotency_digest(env_id, *idempotency) if idempotency else ""
         call = scripts.accept(
             entry=keys.entry(run_id),
             queue=keys.queue(env_id),
             envs=keys.envs(org_id),
             orgs=keys.orgs,
             seq=keys.seq,
-            idempotency=keys.idempotency(digest) if digest else None,
+            held=keys.held(env_id),
+            binding=[keys.idempotency(binding.digest) for binding in bindings],
             run_id=run_id,
             env_id=env_id,
             org_id=org_id,
             kind=kind,
             payload=payload,
             ttl_ms=self._settings().entry_ttl_s * 1000 if kind is EntryKind.AUDIT else 0,
-            digest=digest,
+            created_ms=created_ms,
+            token=token,
+            digests=",".join(binding.digest for binding in bindings),
+            expires_ms=[binding.expires_ms for binding in bindings],
         )
         match await self._scripts.run(call):
             case "accepted", stored, sequence:
                 return Accepted(stored, sequence)
             case "duplicate_run", stored, _:
                 return DuplicateRun(stored)
+            case "duplicate_key", "", _:
+                return KeyClaimed()
             case "duplicate_key", winner, _:
                 return DuplicateKey(winner)
+
+    async def claim(self, org_id: str, digest: str, token: str, lifetime_ms: int) -> ClaimOutcome:
+        """Claim one of the caller's keys for a trigger; claiming it again with the same token prolongs the claim."""
+        binding = self.keyspace.of(org_id).idempotency(digest)
+        match await self._scripts.run(scripts.claim(binding=binding, token=token, lifetime_ms=lifetime_ms)):
+            case "claimed", _:
+                return Claimed()
+            case "bound", run_id:
+                return Bound(run_id)
+            case "pending", _:
+                return KeyClaimed()
+
+    async def release(self, org_id: str, digest: str, token: str) -> None:
+        """Give a claim back; one that is another's by now stays."""
+        await self._scripts.run(scripts.release(binding=self.keyspace.of(org_id).idempotency(digest), token=token))
+
+    async def bound_run(self, org_id: str, digest: str) -> str | None:
+        """Return the held run that the key belongs to, None when it belongs to none."""
+        holder = await self._server.run("GET", self.keyspace.of(org_id).idempotency(digest))
+        return holder.decode().removeprefix("run:") if holder and holder.startswith(b"run:") else None
+
+    async def patch(self, entry: Entry, patch: bytes, *, unbind: Sequence[str] = ()) -> Settlement:
+        """Append a change to a held entry as it was read, freeing the keys with the digests in `unbind`.
+
+        Answers `changed` when it is no longer as it was read, `stale` when its run exists by now, `missing` when it is gone.
+        """
+        keys = self.keyspace.of(entry.org_id)
+        return await self._scripts.run(
+            scripts.patch(
+                entry=keys.entry(entry.run_id),
+                binding=[keys.idempotency(digest) for digest in unbind],
+                run_id=entry.run_id,
+                patches=len(entry.patches),
+                patch=patch,
+            )
+        )
 
     # --- taking ----------------------------------------------------------------------------------------------------
 
@@ -195,17 +265,22 @@ class Buffer:
     # --- settling --------------------------------------------------------------------------------------------------
 
     async def ack_many(self, entries: Sequence[Entry]) -> list[Settlement | BufferUnavailableError]:
-        """Settle entries whose runs exist: readable for `ack_grace_ttl_s` more, their idempotency keys freed."""
+        """Settle entries whose runs exist: readable for `ack_grace_ttl_s` more, their keys freed.
+
+        Answers `changed`, and settles nothing, for an entry that has been patched since it was read.
+        """
         grace_ms = self._settings().ack_grace_ttl_s * 1000
         return await self._scripts.run_many(
             [
                 scripts.ack(
                     entry=keys.entry(entry.run_id),
                     draining=keys.draining,
-                    idempotency=_binding(keys, entry),
+                    held=keys.held(entry.env_id),
+                    binding=_bindings(keys, entry),
                     run_id=entry.run_id,
                     lease=entry.lease,
                     grace_ms=grace_ms,
+                    patches=len(entry.patches),
                 )
                 for keys, entry in self._with_keys(entries)
             ]
@@ -254,7 +329,8 @@ class Buffer:
                 entry=keys.entry(entry.run_id),
                 draining=keys.draining,
                 failed=keys.failed,
-                idempotency=_binding(keys, entry),
+                held=keys.held(entry.env_id),
+                binding=_bindings(keys, entry),
                 run_id=entry.run_id,
                 lease=entry.lease,
                 error=error,
@@ -300,6 +376,19 @@ class Buffer:
         queued = await self._server.run("ZRANGE", queue, offset, offset + limit - 1)
         found = await self.get_entries(org_id, [run_id.decode() for run_id in queued])
         return [entry for entry in found if entry is not None]
+
+    async def held_run_ids(
+        self, org_id: str, env_id: str, *, from_ms: int | None = None, newest_first: bool = True
+    ) -> list[str]:
+        """Return the environment's held runs in the order of their triggers' moments, from `from_ms` on in that direction."""
+        key = self.keyspace.of(org_id).held(env_id)
+        if newest_first:
+            start = "+inf" if from_ms is None else from_ms
+            members = await self._server.run("ZRANGE", key, start, "-inf", "BYSCORE", "REV")
+        else:
+            start = "-inf" if from_ms is None else from_ms
+            members = await self._server.run("ZRANGE", key, start, "+inf", "BYSCORE")
+        return [member.decode() for member in members]
 
     async def counts(self) -> Counts:
         """Count everything the buffer holds, over all partitions."""
@@ -347,8 +436,8 @@ class Buffer:
         return ((self.keyspace.of(entry.org_id), entry) for entry in entries)
 
 
-def _binding(keys: PartitionKeys, entry: Entry) -> str | None:
-    return keys.idempotency(entry.idempotency) if entry.idempotency else None
+def _bindings(keys: PartitionKeys, entry: Entry) -> list[str]:
+    return [keys.idempotency(digest) for digest in entry.bindings]
 
 
 def _owner(reply: Any) -> tuple[str, str]:

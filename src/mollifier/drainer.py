@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from mollifier.buffer import Buffer, Popped
-from mollifier.errors import BufferUnavailableError, EngineUnavailableError, NonRetryableError
+from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.fairness import Rotation
 from mollifier.model import Entry
 from mollifier.scripts import Settlement
@@ -29,6 +29,9 @@ Outcome = BaseException | None
 
 Handler = Callable[[Sequence[Entry]], Awaitable[Sequence[Outcome]]]
 """Handles entries of one environment, oldest first; returns one outcome each, in order. Raising speaks for all of them."""
+
+GiveUp = Callable[[Entry, BaseException], Awaitable[bool]]
+"""Makes an entry's failure visible elsewhere, so that the entry can go; False when it must stay as failed."""
 
 _SETTLE_TRIES = 5
 _RETRY_BASE_MS = 200
@@ -68,12 +71,14 @@ class Drainer:
         settings: Callable[[], Settings],
         telemetry: Telemetry,
         *,
+        give_up: GiveUp | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._buffer = buffer
         self._handler = handler
+        self._give_up = give_up
         self._settings = settings
         self._telemetry = telemetry
         self._sleep = sleep
@@ -247,7 +252,7 @@ class Drainer:
             await self._until_settled("requeue", unreached, lambda some: self._buffer.requeue_many(some, attempts=0))
         if handled:
             self._engine_backoff.reset()
-            await self._until_settled("ack", handled, self._buffer.ack_many)
+            await self._until_settled("ack", handled, self._ack)
 
     async def _settle_failure(self, entry: Entry, error: BaseException, popped_at_s: float) -> None:
         settings = self._settings()
@@ -256,7 +261,10 @@ class Drainer:
                 "mollifier.entry_failed",
                 extra={"fields": {"run_id": entry.run_id, "attempts": entry.attempts + 1, "error": describe(error)}},
             )
-            await self._until_settled("fail", [entry], lambda some: self._fail(some, describe(error)))
+            if self._give_up is not None and await self._give_up(entry, error):
+                await self._until_settled("ack", [entry], self._ack)
+            else:
+                await self._until_settled("fail", [entry], lambda some: self._fail(some, describe(error)))
             return
         self._telemetry.faulted("handle", error)
         # The buffer's clock at this moment: its reading at the pop, plus what has passed here since.
@@ -269,6 +277,27 @@ class Drainer:
     def _retry_delay_ms(self, attempts: int) -> int:
         """Exponential with full jitter (Brooker, "Exponential Backoff And Jitter"), at least 1 ms."""
         return 1 + int(self._jitter() * min(_RETRY_CAP_MS, _RETRY_BASE_MS * 2**attempts))
+
+    async def _ack(self, entries: Sequence[Entry]) -> list[Settlement | BufferUnavailableError]:
+        """Settle what was handled; what changed meanwhile is handled once more as it is now, until nothing has."""
+        replies = await self._buffer.ack_many(entries)
+        for index, entry in enumerate(entries):
+            while replies[index] == "changed":
+                replies[index] = await self._ack_changed(entry)
+        return replies
+
+    async def _ack_changed(self, entry: Entry) -> Settlement | BufferUnavailableError:
+        try:
+            current = await self._buffer.get_entry(entry.org_id, entry.run_id)
+        except MalformedEntryError as error:
+            return BufferUnavailableError(str(error))
+        if current is None or current.lease != entry.lease:
+            return "stale"
+        (outcome,) = await self._outcomes([current])
+        if outcome is not None:
+            return BufferUnavailableError(f"a change could not be carried over: {describe(outcome)}")
+        (reply,) = await self._buffer.ack_many([current])
+        return reply
 
     async def _fail(self, entries: Sequence[Entry], error: str) -> list[Settlement | BufferUnavailableError]:
         return [await self._buffer.fail(entry, error) for entry in entries]
@@ -316,7 +345,7 @@ class Drainer:
                     unanswered.append(entry)
                 case "held":
                     self._telemetry.settled(outcome, entry.dwell_ms)
-                case "missing" | "stale":
+                case "changed" | "missing" | "stale":
                     self._telemetry.settled(reply, entry.dwell_ms)
         return unanswered
 

@@ -13,7 +13,28 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mollifier.model import MetadataOperation, Run, RunFilter, RunPage, Snapshot
+from mollifier.model import MetadataOperation, Run, RunError, RunFilter, RunPage, RunStatus, Snapshot
+from mollifier.patches import Patch
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """The final status a run is created in, when its end was decided before it could be created.
+
+    A run that its caller cancelled keeps its keys; one that failed, or lost its key to another, holds none (`frees_keys`).
+    """
+
+    status: Literal[RunStatus.CANCELED, RunStatus.SYSTEM_FAILURE]
+    at: datetime
+    error: RunError | None = None
+    frees_keys: bool = False
+
+
+class Creation(msgspec.Struct, frozen=True, kw_only=True):
+    """One run to create. `patch_count` says how many changes made while it was held are in the snapshot already."""
+
+    snapshot: Snapshot
+    ending: Ending | None = None
+    patch_count: int = 0
 
 
 class Created(msgspec.Struct, frozen=True):
@@ -38,13 +59,19 @@ CreateOutcome = Created | Existing
 class RunEngine(Protocol):
     """What Mollifier asks of a run engine. All moments are UTC."""
 
-    async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
-        """Create the runs and have them executed, atomically; answer one outcome per snapshot, in order.
+    async def create_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+        """Create the runs and have them executed, atomically; answer one outcome per creation, in order.
+
+        A run with an ending is created ended and is never executed.
 
         The engine's unique constraints are the last arbiter of races: on run id, on (environment, task, idempotency key), on
         (environment, request key), and on (environment, task, debounce key) while that run is still delayed.
         A key whose lifetime is over at the snapshot's `created_at` is free.
         """
+        ...
+
+    async def carry_over(self, env_id: str, run_id: str, changes: Sequence[Patch]) -> Run | None:
+        """Apply those of a held run's changes that the created run does not have in it yet; exactly once, however often it is called."""
         ...
 
     async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:

@@ -222,7 +222,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     `sequence` orders the entries of an environment; `accepted_at_ms` and `not_before_ms` are the server's clock, milliseconds since
     the epoch. `lease` is the fencing token of the pop that holds it: only its holder may settle the entry.
-    `idempotency` is the digest of the key that is bound to it.
+    `patches` are the changes made since, oldest
+    first; `bindings` the digests of the caller's keys that are bound to it.
     """
 
     run_id: str
@@ -238,7 +239,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     lease: int = 0
     dwell_ms: int = 0
     not_before_ms: int | None = None
-    idempotency: str | None = None
+    patches: tuple[bytes, ...] = ()
+    bindings: tuple[str, ...] = ()
     error: str | None = None
 
 

@@ -90,9 +90,7 @@ class Claims:
         """Return None when the key was claimed, else the run it belongs to."""
         wait_ms, waited_ms = _FIRST_WAIT_MS, 0
         while waited_ms <= LIFETIME_MS:
-            outcome = await self._within(
-                self._buffer.claim(claim.org_id, binding.digest, claim.token, LIFETIME_MS)
-            )
+            outcome = await self._within(self._buffer.claim(claim.org_id, binding.digest, claim.token, LIFETIME_MS))
             match outcome:
                 case Claimed():
                     return None

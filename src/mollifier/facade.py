@@ -12,11 +12,15 @@ from typing import Any
 from redis.asyncio import Redis
 
 from mollifier.buffer import Buffer
-from mollifier.drainer import Drainer, Handler
+from mollifier.claims import Claims
+from mollifier.drainer import Drainer
 from mollifier.engine import RunEngine, TaskCatalog
 from mollifier.flags import FlagResolver
 from mollifier.gate import Gate
 from mollifier.keys import Keyspace
+from mollifier.materialise import Materialiser, by_kind
+from mollifier.monitor import audit_handler
+from mollifier.runs import Runs
 from mollifier.scripts import Scripts
 from mollifier.server import Server, connect
 from mollifier.settings import Settings, variable
@@ -68,22 +72,30 @@ class Mollifier:
             recorder=self.telemetry,
             deadline_ms=lambda: self.settings().gate_deadline_ms,
         )
+        self.runs = Runs(engine, self.buffer, self.settings, clock)
+        self._materialiser = Materialiser(engine, self.telemetry, clock)
         self.triggers = TriggerService(
             settings=self.settings,
             gate=self.gate,
             buffer=self.buffer,
+            claims=Claims(self.buffer, self.settings, self.telemetry) if self.buffer else None,
             engine=engine,
+            runs=self.runs,
             tasks=tasks,
             telemetry=self.telemetry,
             clock=clock,
             new_run_id=new_run_id or run_id,
         )
 
-    def drainer(self, handler: Handler) -> Drainer:
-        """Return a drainer of this buffer. Raises ValueError when no buffer is configured."""
+    def drainer(self) -> Drainer:
+        """Return a drainer of this buffer: audit copies are compared, held entries become runs.
+
+        Raises ValueError when no buffer is configured.
+        """
         if self.buffer is None:
             raise ValueError(f"nothing to drain: set {variable('redis_url')}")
-        return Drainer(self.buffer, handler, self.settings, self.telemetry)
+        handler = by_kind(audit=audit_handler(self.telemetry), held=self._materialiser.handle)
+        return Drainer(self.buffer, handler, self.settings, self.telemetry, give_up=self._materialiser.give_up)
 
     async def aclose(self) -> None:
         """Close the connections that were opened here."""

@@ -16,10 +16,10 @@ from datetime import datetime
 import msgspec
 
 from mollifier import held, patches
-from mollifier.drainer import Outcome
+from mollifier.drainer import Handler, Outcome
 from mollifier.engine import Created, CreateOutcome, Creation, Ending, Existing, RunEngine
 from mollifier.errors import EngineUnavailableError, InvalidRequestError, MollifierError, NonRetryableError
-from mollifier.model import Entry, RunError, RunStatus
+from mollifier.model import Entry, EntryKind, RunError, RunStatus
 from mollifier.telemetry import Telemetry, describe
 
 
@@ -47,7 +47,9 @@ class Materialiser:
         return [created[item.entry.run_id] if isinstance(item, _Job) else item for item in read]
 
     async def give_up(self, entry: Entry, error: BaseException) -> bool:
-        """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done."""
+        """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done, or the entry is an audit copy."""
+        if entry.kind is EntryKind.AUDIT:
+            return False
         try:
             job = _read(entry)
             if not isinstance(job, _Job):
@@ -87,6 +89,25 @@ class Materialiser:
         with self._telemetry.span("mollifier.drain", attributes, job.creation.snapshot.traceparent):
             self._telemetry.drained(job.creation.snapshot, job.entry)
         return None
+
+
+def by_kind(*, audit: Handler, held: Handler) -> Handler:
+    """Return a handler that gives audit copies to one and held entries to the other; either may fail without the other."""
+
+    async def handle(entries: Sequence[Entry]) -> Sequence[Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        for kind, handler in ((EntryKind.AUDIT, audit), (EntryKind.HELD, held)):
+            some = [entry for entry in entries if entry.kind is kind]
+            if not some:
+                continue
+            try:
+                answers = await handler(some)
+            except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome of its entries
+                answers = [error] * len(some)
+            outcomes.update(zip((entry.run_id for entry in some), answers, strict=True))
+        return [outcomes[entry.run_id] for entry in entries]
+
+    return handle
 
 
 def _read(entry: Entry) -> _Job | NonRetryableError:

@@ -59,7 +59,7 @@ class Runs:
             environment,
             run_id,
             lambda: self._engine.get_run(environment.id, run_id),
-            lambda entry: self._read(entry),
+            self._read,
         )
 
     async def list(self, environment: Environment, query: RunFilter) -> RunPage:
@@ -169,7 +169,7 @@ class Runs:
         try:
             entry = await buffer.get_entry(environment.org_id, run_id)
         except MalformedEntryError as error:
-            log.error("mollifier.malformed_entry", extra={"fields": {"run_id": run_id, "error": error.reason}})
+            _report(run_id, error)
             return None
         if entry is None or entry.kind is not EntryKind.HELD or entry.env_id != environment.id:
             return None
@@ -179,7 +179,7 @@ class Runs:
         try:
             return held.run_of(entry, self._clock())
         except NonRetryableError as error:
-            log.error("mollifier.malformed_entry", extra={"fields": {"run_id": entry.run_id, "error": str(error)}})
+            _report(entry.run_id, error)
             return None
 
     async def _patch(self, entry: Entry, patch: patches.Patch, unbind: Sequence[str] = ()) -> Run | None:
@@ -210,3 +210,7 @@ class Runs:
                 await self._engine.create_runs([held.superseded(creation, outcome.run_id, at)])
             case _:
                 pass
+
+
+def _report(run_id: str, error: Exception) -> None:
+    log.error("mollifier.malformed_entry", extra={"fields": {"run_id": run_id, "error": str(error)}})

@@ -16,8 +16,10 @@ from contextlib import AsyncExitStack, suppress
 from mollifier.buffer import Buffer
 from mollifier.drainer import Backoff, Drainer
 from mollifier.errors import BufferUnavailableError, SettingsError
-from mollifier.monitor import audit_handler
+from mollifier.facade import Mollifier
+from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
+from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.postgres.worker import run_worker
 from mollifier.server import Server, connect
 from mollifier.settings import Settings, variable
@@ -48,7 +50,7 @@ async def run_worker_process(
             run_worker(database, tasks, stop=stop, shutdown_timeout_s=settings.drain_shutdown_timeout_ms / 1000),
             name="mollifier-execute",
         )
-        drainer = await _start_drainer(settings, telemetry or Telemetry(), stop, stack)
+        drainer = await _start_drainer(settings, telemetry or Telemetry(), stop, database, stack)
         log.info(
             "mollifier.worker_started", extra={"fields": {"tasks": sorted(tasks), "draining": drainer is not None}}
         )
@@ -77,19 +79,20 @@ def checked(settings: Settings) -> str:
 
 
 async def _start_drainer(
-    settings: Settings, telemetry: Telemetry, stop: asyncio.Event, stack: AsyncExitStack
+    settings: Settings, telemetry: Telemetry, stop: asyncio.Event, database: Database, stack: AsyncExitStack
 ) -> Drainer | None:
     if settings.redis_url is None:
         return None
     if not settings.drains:
         await _warn_of_entries(settings, settings.redis_url)
         return None
-    redis = connect(settings.redis_url)
-    stack.push_async_callback(redis.aclose)
-    buffer = Buffer(Server(redis), lambda: settings)
-    if not await _claim_layout(buffer, stop):
+    mollifier = Mollifier(
+        settings, engine=PostgresRunEngine(database), tasks=PostgresTaskCatalog(database), telemetry=telemetry
+    )
+    stack.push_async_callback(mollifier.aclose)
+    if mollifier.buffer is None or not await _claim_layout(mollifier.buffer, stop):
         return None
-    drainer = Drainer(buffer, audit_handler(telemetry), lambda: settings, telemetry)
+    drainer = mollifier.drainer()
     drainer.start()
     return drainer
 

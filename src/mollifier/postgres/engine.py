@@ -10,10 +10,12 @@ from psycopg import errors as pg
 from sqlalchemy import ColumnElement, RowMapping, exc, func, literal_column, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mollifier.engine import CreateOutcome, Existing
+from mollifier.engine import CreateOutcome, Creation, Existing
 from mollifier.errors import ConflictError, EngineUnavailableError, FieldError, InvalidRequestError
 from mollifier.metadata import apply
 from mollifier.model import FINAL_STATUSES, MAX_TAGS, MetadataOperation, Run, RunFilter, RunPage, RunStatus, Snapshot
+from mollifier.patches import Cancel, Patch
+from mollifier.postgres.carrying import carried
 from mollifier.postgres.creation import create_rows
 from mollifier.postgres.database import Database
 from mollifier.postgres.holders import find_holders, standing
@@ -44,13 +46,13 @@ class PostgresRunEngine:
         self._database = database
         self._clock = clock
 
-    async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
+    async def create_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
         """Create the runs; a single one without a race costs one round trip.
 
-        Raises InvalidRequestError, nothing created, when any of the snapshots holds what the database cannot store.
+        Raises InvalidRequestError, nothing created, when any of them holds what the database cannot store.
         """
         now = self._clock()
-        rows = [row_of(snapshot, now) for snapshot in snapshots]
+        rows = [row_of(creation, now) for creation in creations]
         if not rows:
             return []
         lend = self._database.statement if len(rows) == 1 else self._database.transaction
@@ -61,11 +63,25 @@ class PostgresRunEngine:
 
         return await _outlasting_lockouts(attempt)
 
+    async def carry_over(self, env_id: str, run_id: str, changes: Sequence[Patch]) -> Run | None:
+        """Apply what is missing under the run's lock, and count it in the same transaction."""
+        async with self._database.transaction() as connection:
+            row = await self._read(connection, env_id, run_id, lock=True)
+            if row is None or row["patch_count"] >= len(changes):
+                return self._run(row)
+            missing = changes[row["patch_count"] :]
+            values = carried(dict(row), missing, self._clock())
+            run = await self._write(connection, env_id, run_id, patch_count=len(changes), **values)
+        for change in missing:
+            if isinstance(change, Cancel):
+                return await self.cancel_run(env_id, run_id, change.at)
+        return run
+
     async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:
         """Look the snapshot's keys up, in one round trip; in none when it has no keys."""
         if snapshot.request_key is None and snapshot.idempotency_key is None:
             return None
-        row = row_of(snapshot, snapshot.created_at)
+        row = row_of(Creation(snapshot=snapshot), snapshot.created_at)
         async with self._database.statement() as connection:
             holders = await find_holders(connection, [row])
         return standing({**row, "id": None}, holders)

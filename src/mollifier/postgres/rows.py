@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import RowMapping
 
+from mollifier.engine import Creation
 from mollifier.model import Debounce, Run, RunError, RunStatus, Snapshot
 from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
@@ -25,8 +26,26 @@ CHILDREN = """ARRAY(
 """The expression for the ids of a run's children; `run_of` reads them where a query selects them."""
 
 
-def row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
-    """Return the row that records the snapshot at `now`: delayed, queued, or expired when its time to live is over already."""
+def row_of(creation: Creation, now: datetime) -> dict[str, Any]:
+    """Return the row that records the run at `now`: delayed, queued, expired when its time to live is over already, or ended."""
+    row = _row_of(creation.snapshot, now)
+    row["patch_count"] = creation.patch_count
+    if (ending := creation.ending) is not None:
+        row.update(
+            status=ending.status.value,
+            finished_at=ending.at,
+            error=None if ending.error is None else msgspec.json.encode(ending.error),
+            due_at=None,
+            expires_at=None,
+            expired_at=None,
+            debounce_slot=None,
+        )
+        if ending.frees_keys:
+            row.update(idempotency_slot=None, request_slot=None)
+    return row
+
+
+def _row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     is_delayed = snapshot.delayed_until is not None and snapshot.delayed_until > now
     expires_at = expiry(snapshot.delayed_until or snapshot.created_at, snapshot.ttl_s)
     is_expired = expires_at is not None and expires_at <= now
@@ -42,8 +61,11 @@ def row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         expired_at=now if is_expired else None,
         finished_at=now if is_expired else None,
         tags=list(snapshot.tags),
-        idempotency_slot=None if is_expired else task_slot(snapshot.task_id, snapshot.idempotency_key),
-        request_slot=request_slot(snapshot.request_key),
+        # A key whose lifetime is over before its run is created may be another run's by now.
+        idempotency_slot=None
+        if is_expired or _is_over(snapshot.idempotency_expires_at, now)
+        else task_slot(snapshot.task_id, snapshot.idempotency_key),
+        request_slot=None if _is_over(snapshot.request_key_expires_at, now) else request_slot(snapshot.request_key),
     )
     if debounce is not None:
         row.update(
@@ -54,6 +76,10 @@ def row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
             debounce_slot=task_slot(snapshot.task_id, debounce.key) if is_delayed else None,
         )
     return row
+
+
+def _is_over(moment: datetime | None, now: datetime) -> bool:
+    return moment is not None and moment <= now
 
 
 def expiry(start: datetime, ttl_s: int | None) -> datetime | None:

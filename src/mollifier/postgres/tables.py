@@ -132,6 +132,8 @@ runs = Table(
     _optional("finished_at", _moment()),
     _optional("expired_at", _moment()),
     _required("attempt_count", Integer(), "0"),
+    # How many of the changes made while it was held are in it; see `carry_over`
+    _required("patch_count", Integer(), "0"),
     # The job that executes it, while it executes: who else writes the outcome has lost the run.
     _optional("job_id", BigInteger()),
     # What was sent

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from mollifier.buffer import Buffer
 from mollifier.claims import Claims
-from mollifier.drainer import Drainer
+from mollifier.drainer import Drainer, Handler
 from mollifier.engine import RunEngine, TaskCatalog
 from mollifier.flags import FlagResolver
 from mollifier.gate import Gate
@@ -94,8 +94,12 @@ class Mollifier:
         """
         if self.buffer is None:
             raise ValueError(f"nothing to drain: set {variable('redis_url')}")
-        handler = by_kind(audit=audit_handler(self.telemetry), held=self._materialiser.handle)
-        return Drainer(self.buffer, handler, self.settings, self.telemetry, give_up=self._materialiser.give_up)
+        give_up = self._materialiser.give_up
+        return Drainer(self.buffer, self.drain_handler(), self.settings, self.telemetry, give_up=give_up)
+
+    def drain_handler(self) -> Handler:
+        """Return what a drainer does with entries."""
+        return by_kind(audit=audit_handler(self.telemetry), held=self._materialiser.handle)
 
     async def aclose(self) -> None:
         """Close the connections that were opened here."""

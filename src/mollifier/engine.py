@@ -59,15 +59,17 @@ CreateOutcome = Created | Existing
 class RunEngine(Protocol):
     """What Mollifier asks of a run engine. All moments are UTC."""
 
-    async def create_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
-        """Create the runs and have them executed, atomically; answer one outcome per creation, in order.
-
-        A run with an ending is created ended and is never executed.
+    async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
+        """Create the runs and have them executed, atomically; answer one outcome per snapshot, in order.
 
         The engine's unique constraints are the last arbiter of races: on run id, on (environment, task, idempotency key), on
         (environment, request key), and on (environment, task, debounce key) while that run is still delayed.
         A key whose lifetime is over at the snapshot's `created_at` is free.
         """
+        ...
+
+    async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+        """Create runs that were held, as `create_runs` does. One with an ending is created ended and is never executed."""
         ...
 
     async def carry_over(self, env_id: str, run_id: str, changes: Sequence[Patch]) -> Run | None:

@@ -56,7 +56,7 @@ class Materialiser:
                 return False
             failure = RunError(message=describe(error), name="SystemFailure")
             ending = Ending(status=RunStatus.SYSTEM_FAILURE, at=self._clock(), error=failure, frees_keys=True)
-            await self._engine.create_runs([msgspec.structs.replace(job.creation, ending=ending)])
+            await self._engine.create_held_runs([msgspec.structs.replace(job.creation, ending=ending)])
         except MollifierError:
             return False
         return True
@@ -65,7 +65,7 @@ class Materialiser:
         if not jobs:
             return []
         try:
-            outcomes = await self._engine.create_runs([job.creation for job in jobs])
+            outcomes = await self._engine.create_held_runs([job.creation for job in jobs])
         except EngineUnavailableError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the engine raises is found out entry by entry
@@ -84,7 +84,7 @@ class Materialiser:
                 if job.changes:
                     await self._engine.carry_over(job.entry.env_id, job.entry.run_id, job.changes)
             case Existing(winner):
-                await self._engine.create_runs([held.superseded(job.creation, winner, self._clock())])
+                await self._engine.create_held_runs([held.superseded(job.creation, winner, self._clock())])
         attributes = {"mollifier.run_id": job.entry.run_id, "mollifier.dwell_ms": job.entry.dwell_ms}
         with self._telemetry.span("mollifier.drain", attributes, job.creation.snapshot.traceparent):
             self._telemetry.drained(job.creation.snapshot, job.entry)

@@ -139,7 +139,7 @@ class Runs:
     def _holding(self) -> Buffer | None:
         """Return the buffer when it may hold runs; switched off, not even its server is asked."""
         settings = self._settings()
-        return self._buffer if settings.active or settings.drains else None
+        return self._buffer if settings.enabled or settings.drains else None
 
     async def _wherever(
         self,
@@ -204,10 +204,10 @@ class Runs:
         patched = held.patched(entry)
         ending = Ending(status=RunStatus.CANCELED, at=at)
         creation = Creation(snapshot=patched.snapshot, ending=ending, patch_count=len(entry.patches))
-        (outcome,) = await self._engine.create_runs([creation])
+        (outcome,) = await self._engine.create_held_runs([creation])
         match outcome:
             case Existing(by="idempotency_key" | "request_key"):
-                await self._engine.create_runs([held.superseded(creation, outcome.run_id, at)])
+                await self._engine.create_held_runs([held.superseded(creation, outcome.run_id, at)])
             case _:
                 pass
 

@@ -18,7 +18,7 @@ from mollifier import snapshots
 from mollifier.buffer import Accepted, Buffer, DuplicateKey, DuplicateRun, KeyClaimed
 from mollifier.claims import Claim, Claims, bindings
 from mollifier.deadline import within
-from mollifier.engine import Created, Creation, Existing, RunEngine, TaskCatalog
+from mollifier.engine import Created, Existing, RunEngine, TaskCatalog
 from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, NotFoundError
 from mollifier.gate import Gate
 from mollifier.model import (
@@ -124,7 +124,7 @@ class TriggerService:
                 case Action.MOLLIFY:
                     emits = await self._copy_to_buffer(snapshot)
         try:
-            (outcome,) = await self._engine.create_runs([Creation(snapshot=snapshot)])
+            (outcome,) = await self._engine.create_runs([snapshot])
         except EngineUnavailableError:
             held = await self._hold(snapshot, claim) if self._diverts() and not inputs.bypasses else None
             if held is None:

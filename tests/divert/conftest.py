@@ -72,7 +72,7 @@ class House:
         return await self.engine.get_run(ENVIRONMENT.id, run_id)
 
     async def create(self, *creations: Creation) -> None:
-        await self.engine.create_runs(creations)
+        await self.engine.create_held_runs(creations)
 
 
 @pytest.fixture

@@ -46,11 +46,15 @@ class PostgresRunEngine:
         self._database = database
         self._clock = clock
 
-    async def create_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+    async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
         """Create the runs; a single one without a race costs one round trip.
 
-        Raises InvalidRequestError, nothing created, when any of them holds what the database cannot store.
+        Raises InvalidRequestError, nothing created, when any of the snapshots holds what the database cannot store.
         """
+        return await self.create_held_runs([Creation(snapshot=snapshot) for snapshot in snapshots])
+
+    async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+        """Create the runs in one transaction, as they stand after being held."""
         now = self._clock()
         rows = [row_of(creation, now) for creation in creations]
         if not rows:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from mollifier import entries, inspection, scripts
 from mollifier.errors import BufferUnavailableError, MalformedEntryError, SettingsError
 from mollifier.inspection import Counts, listed
-from mollifier.keys import PARTITIONS, Keyspace, PartitionKeys
+from mollifier.keys import PARTITIONS, WAKE, Keyspace, PartitionKeys
 from mollifier.model import Entry, EntryKind
 from mollifier.scripts import Scripts, Settlement
 from mollifier.server import Server
@@ -143,6 +143,7 @@ class Buffer:
             created_ms=created_ms,
             token=token,
             digests=",".join(binding.digest for binding in bindings),
+            wake=WAKE,
             expires_ms=[binding.expires_ms for binding in bindings],
         )
         match await self._scripts.run(call):
@@ -190,6 +191,13 @@ class Buffer:
                 patch=patch,
             )
         )
+
+    async def listen(self, on_work: Callable[[], None]) -> None:
+        """Call `on_work` whenever an environment that had nothing queued has something, until cancelled.
+
+        A message may be missed while the connection is away: whoever listens polls too. Raises BufferUnavailableError then.
+        """
+        await self._server.listen(WAKE, on_work)
 
     # --- taking ----------------------------------------------------------------------------------------------------
 

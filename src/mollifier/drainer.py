@@ -93,6 +93,7 @@ class Drainer:
         self._handling: set[asyncio.Task[None]] = set()
         self._loops: tuple[asyncio.Task[None], ...] = ()
         self._stopping = asyncio.Event()
+        self._work = asyncio.Event()
         self._slot_freed = asyncio.Event()
 
     @property
@@ -113,6 +114,7 @@ class Drainer:
         self._loops = (
             asyncio.create_task(self._drain(), name="mollifier-drain"),
             asyncio.create_task(self._keep_leases(), name="mollifier-leases"),
+            asyncio.create_task(self._listen(), name="mollifier-listen"),
         )
 
     async def stop(self, timeout_ms: int | None = None) -> bool:
@@ -123,7 +125,7 @@ class Drainer:
         timeout_ms = self._settings().drain_shutdown_timeout_ms if timeout_ms is None else timeout_ms
         self._stopping.set()
         self._slot_freed.set()
-        drain, leases = self._loops or (None, None)
+        drain, *others = self._loops or (None,)
         pending: set[asyncio.Task[None]] = set()
         if drain is not None:
             deadline = self._monotonic() + timeout_ms / 1000
@@ -132,7 +134,7 @@ class Drainer:
                 left_s = max(0.0, deadline - self._monotonic())
                 _, hung = await asyncio.wait(set(self._handling), timeout=left_s)
                 pending |= hung
-        for task in (*pending, *((leases,) if leases else ())):
+        for task in (*pending, *others):
             task.cancel()
         self._loops = ()
         if pending:
@@ -157,10 +159,12 @@ class Drainer:
                 await self._pause(self._tick_backoff.next_ms())
             else:
                 if not found_work:
-                    await self._pause(self._settings().drain_poll_interval_ms)
+                    await self._pause(self._settings().drain_poll_interval_ms, until=self._work)
 
     async def _tick(self) -> bool:
         """Serve one turn of the rotation; return whether there was anything to serve."""
+        # Cleared before looking: work that arrives from here on is either seen or announced.
+        self._work.clear()
         settings = self._settings()
         capacity = await self._free_capacity(settings.drain_concurrency)
         if self._stopping.is_set():
@@ -202,15 +206,26 @@ class Drainer:
             task.add_done_callback(self._handling.discard)
         return bool(popped.entries or popped.orphans or popped.malformed)
 
-    async def _pause(self, pause_ms: float) -> None:
-        """Sleep, unless the drainer is being stopped."""
-        sleeping = asyncio.ensure_future(self._sleep(pause_ms / 1000))
-        stopping = asyncio.create_task(self._stopping.wait())
+    async def _pause(self, pause_ms: float, until: asyncio.Event | None = None) -> None:
+        """Sleep, unless the drainer is being stopped, or the event comes first."""
+        waiting = [asyncio.ensure_future(self._sleep(pause_ms / 1000)), asyncio.create_task(self._stopping.wait())]
+        if until is not None:
+            waiting.append(asyncio.create_task(until.wait()))
         try:
-            await asyncio.wait((sleeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            sleeping.cancel()
-            stopping.cancel()
+            for task in waiting:
+                task.cancel()
+
+    async def _listen(self) -> None:
+        """Be told of work, so that an entry on an idle system does not wait for the next poll."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._buffer.listen(self._work.set)
+            except Exception as error:  # noqa: BLE001 - without news the loop polls
+                self._telemetry.faulted("listen", error)
+                await self._sleep(backoff.next_ms() / 1000)
 
     # --- one environment's entries ---------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ import msgspec
 
 ROOT = "mollifier"
 PARTITIONS = f"{ROOT}:partitions"
+WAKE = f"{ROOT}:wake"
+"""The channel, no key, that tells drainers of an environment that has something queued again."""
 
 
 class PartitionKeys(msgspec.Struct, frozen=True):

@@ -129,11 +129,12 @@ def accept(
     created_ms: int,
     token: str,
     digests: str,
+    wake: str,
     expires_ms: Sequence[int],
 ) -> Call[AcceptReply]:
     """Store one entry; see `lua/accept.lua`."""
     keys = (entry, queue, envs, orgs, seq, held, *binding)
-    args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_ms, token, digests, *expires_ms)
+    args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_ms, token, digests, wake, *expires_ms)
     return Call(load("accept"), keys, args, _accepted)
 
 

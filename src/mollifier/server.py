@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -18,6 +18,7 @@ Reply = Any
 _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 1.0
 _REPLY_TIMEOUT_S = 5.0
+_LISTEN_TURN_S = 1.0
 
 
 class Server:
@@ -45,6 +46,19 @@ class Server:
             pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType] - the client types no raw command
         try:
             return await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            raise BufferUnavailableError(str(error)) from error
+
+    async def listen(self, channel: str, on_message: Callable[[], None]) -> None:
+        """Call `on_message` for each message of the channel, until cancelled. Raises BufferUnavailableError when it ends otherwise."""
+        subscription = self._redis.pubsub(ignore_subscribe_messages=True)  # pyright: ignore[reportUnknownMemberType] - as above
+        try:
+            async with subscription:
+                await subscription.subscribe(channel)
+                while True:
+                    # Silence is no failure: the reply's deadline is for commands.
+                    if await subscription.get_message(timeout=_LISTEN_TURN_S) is not None:
+                        on_message()
         except (RedisError, OSError) as error:
             raise BufferUnavailableError(str(error)) from error
 

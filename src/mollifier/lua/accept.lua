@@ -19,7 +19,8 @@
 --       7 created_ms  the moment of the trigger
 --       8 token       what claimed the bindings
 --       9 digests     the names of the bindings, as settling needs them
---       10... expires_ms  when each binding ends
+--       10 wake       the channel on which drainers listen for work
+--       11... expires_ms  when each binding ends
 -- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', 0}
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} end
 local claim = 'claim:' .. ARGV[8]
@@ -38,9 +39,11 @@ redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'kind', ARGV[4], 'env', ARGV[2], 
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'bindings', ARGV[9]) end
 for i = 7, #KEYS do
-  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 3])
+  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 4])
 end
 if ARGV[4] == 'held' then add(KEYS[6], ARGV[7], ARGV[1], ttl) end
+-- Only an environment that had nothing queued needs a drainer's attention: a queue that is being drained is looked at anyway.
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('PUBLISH', ARGV[10], '') end
 add(KEYS[2], sequence, ARGV[1], ttl)
 mark_ready(KEYS[3], KEYS[4], ARGV[2], ARGV[3], accepted_ms, ttl)
 return {'accepted', ARGV[1], sequence}

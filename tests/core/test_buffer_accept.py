@@ -16,7 +16,7 @@ from mollifier.keys import PartitionKeys, idempotency_digest
 from mollifier.model import EntryKind, EntryState
 from mollifier.server import Server
 from mollifier.settings import Settings
-from tests.core.support import ENV, ORG, SETTINGS, execute, hold, state_of, take
+from tests.core.support import ENV, ORG, SETTINGS, bound, execute, hold, state_of, take
 
 KEY = ("task", "key")
 
@@ -30,7 +30,7 @@ async def test_an_accepted_entry_is_queued_with_everything_it_was_given(buffer: 
     assert (entry.run_id, entry.env_id, entry.org_id, entry.payload) == ("run", ENV, ORG, b"payload")
     assert (entry.state, entry.kind, entry.sequence) == (EntryState.QUEUED, EntryKind.AUDIT, 1)
     assert (entry.attempts, entry.reclaims, entry.lease) == (0, 0, 0)
-    assert (entry.not_before_ms, entry.idempotency, entry.error) == (None, None, None)
+    assert (entry.not_before_ms, entry.patches, entry.bindings, entry.error) == (None, (), (), None)
     assert entry.accepted_at_ms >= int(seconds) * 1000
 
 
@@ -64,7 +64,7 @@ async def test_a_second_accept_of_a_run_in_any_state_changes_nothing_and_says_so
 ) -> None:
     await arrange(buffer, state)
     before = await state_of(redis_client)
-    again = await buffer.accept("run", ENV, ORG, b"another payload", kind=EntryKind.HELD, idempotency=KEY)
+    again = await buffer.accept("run", ENV, ORG, b"another payload", kind=EntryKind.HELD, bindings=bound(*KEY))
     assert again == DuplicateRun("run")
     assert await state_of(redis_client) == before
 
@@ -86,14 +86,16 @@ async def test_concurrent_accepts_of_one_run_make_one_entry(buffer: Buffer, redi
 
 
 async def test_a_key_bound_to_a_live_entry_answers_that_entrys_run(buffer: Buffer, redis_client: Redis) -> None:
-    assert await buffer.accept("first", ENV, ORG, b"", idempotency=KEY) == Accepted("first", 1)
+    assert await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY)) == Accepted("first", 1)
     before = await state_of(redis_client)
-    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
     assert await state_of(redis_client) == before
 
 
 async def test_concurrent_accepts_of_one_key_make_one_entry(buffer: Buffer) -> None:
-    outcomes = await asyncio.gather(*(buffer.accept(f"run-{n}", ENV, ORG, b"", idempotency=KEY) for n in range(20)))
+    outcomes = await asyncio.gather(
+        *(buffer.accept(f"run-{n}", ENV, ORG, b"", bindings=bound(*KEY)) for n in range(20))
+    )
     (winner,) = (outcome for outcome in outcomes if isinstance(outcome, Accepted))
     assert outcomes.count(DuplicateKey(winner.run_id)) == 19
     assert (await buffer.counts()).queued == 1
@@ -101,29 +103,29 @@ async def test_concurrent_accepts_of_one_key_make_one_entry(buffer: Buffer) -> N
 
 @pytest.mark.parametrize("settle", ["ack", "fail"])
 async def test_a_key_is_free_again_once_its_entry_is_settled(buffer: Buffer, settle: str) -> None:
-    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
     entry = await take(buffer)
     assert await (buffer.ack(entry) if settle == "ack" else buffer.fail(entry, "error")) == "held"
-    assert isinstance(await buffer.accept("second", ENV, ORG, b"", idempotency=KEY), Accepted)
+    assert isinstance(await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)), Accepted)
 
 
 async def test_a_key_stays_bound_while_its_entry_is_drained_and_retried(buffer: Buffer) -> None:
-    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
     entry = await take(buffer)
-    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
     assert await buffer.requeue(entry) == "held"
-    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
 
 
 async def test_a_late_settlement_frees_no_key_that_has_a_new_owner(
     buffer: Buffer, redis_client: Redis, keys: PartitionKeys
 ) -> None:
-    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
     entry = await take(buffer)
     binding = keys.idempotency(idempotency_digest(ENV, *KEY))
-    await execute(redis_client, "SET", binding, "second", "EX", 60)
+    await execute(redis_client, "SET", binding, "run:second", "EX", 60)
     assert await buffer.ack(entry) == "held"
-    assert await buffer.accept("third", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("second")
+    assert await buffer.accept("third", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("second")
 
 
 @pytest.mark.parametrize(
@@ -133,8 +135,8 @@ async def test_a_late_settlement_frees_no_key_that_has_a_new_owner(
 async def test_keys_of_other_environments_and_tasks_do_not_collide(
     buffer: Buffer, env: str, key: tuple[str, str]
 ) -> None:
-    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
-    assert isinstance(await buffer.accept("second", env, ORG, b"", idempotency=key), Accepted)
+    await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
+    assert isinstance(await buffer.accept("second", env, ORG, b"", bindings=bound(*key, env=env)), Accepted)
 
 
 names = (f"run-{number}" for number in itertools.count())

@@ -19,6 +19,6 @@ if verdict == 'held' then
   redis.call('HSET', KEYS[1], 'state', 'MATERIALISED')
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
   redis.call('ZREM', KEYS[3], ARGV[1])
-  unbind(4, ARGV[1])
+  for i = 4, #KEYS do unbind(KEYS[i], ARGV[1]) end
 end
 return verdict

@@ -21,6 +21,6 @@ if verdict == 'held' then
   redis.call('HDEL', KEYS[1], 'lease')
   add(KEYS[3], string.format('%.0f', now_ms()), ARGV[1], ttl_of(KEYS[1]))
   redis.call('ZREM', KEYS[4], ARGV[1])
-  unbind(5, ARGV[1])
+  for i = 5, #KEYS do unbind(KEYS[i], ARGV[1]) end
 end
 return verdict

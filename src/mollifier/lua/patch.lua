@@ -13,5 +13,5 @@ if found[1] ~= 'QUEUED' and found[1] ~= 'DRAINING' then return 'stale' end
 if (found[2] or '0') ~= ARGV[2] then return 'changed' end
 redis.call('HSET', KEYS[1], 'patch:' .. ARGV[2], ARGV[3])
 redis.call('HINCRBY', KEYS[1], 'patches', 1)
-unbind(2, ARGV[1])
+for i = 2, #KEYS do unbind(KEYS[i], ARGV[1]) end
 return 'held'

@@ -1,6 +1,4 @@
--- Free the keys that are bound to a run; another run's binding, and a claim, stay.
-local function unbind(first, run_id)
-  for i = first, #KEYS do
-    if redis.call('GET', KEYS[i]) == 'run:' .. run_id then redis.call('DEL', KEYS[i]) end
-  end
+-- Free a key of the caller's that is bound to the run; another run's binding, and a claim, stay.
+local function unbind(binding, run_id)
+  if redis.call('GET', binding) == 'run:' .. run_id then redis.call('DEL', binding) end
 end

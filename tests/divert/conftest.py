@@ -77,7 +77,16 @@ class House:
 
 @pytest.fixture
 async def house(redis_url: str, database_url: str) -> AsyncIterator[House]:
-    settings = Settings(enabled=True, divert=True, redis_url=redis_url, database_url=database_url, partitions=4)
+    settings = Settings(
+        enabled=True,
+        divert=True,
+        redis_url=redis_url,
+        database_url=database_url,
+        partitions=4,
+        # What is held must not depend on how busy the machine is that runs the tests.
+        gate_deadline_ms=10_000,
+        accept_deadline_ms=10_000,
+    )
     async with Database(database_url) as database:
         await record_tasks(database, {"echo": "mollifier.demo_tasks"})
         house = House(settings, database)

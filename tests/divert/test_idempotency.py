@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from mollifier.model import RunFilter, RunStatus
 from tests.divert.conftest import ENVIRONMENT, House
@@ -29,14 +30,7 @@ async def test_a_hundred_concurrent_held_triggers_with_one_key_are_one_run(holdi
 
 async def test_a_mix_of_held_and_created_triggers_with_one_key_is_one_run(house: House) -> None:
     """The environment trips in the middle of the burst."""
-    house.settings = type(house.settings)(
-        enabled=True,
-        divert=True,
-        redis_url=house.settings.redis_url,
-        database_url=house.settings.database_url,
-        partitions=4,
-        trip_threshold=3,
-    )
+    house.settings = replace(house.settings, trip_threshold=3)
 
     async def trigger(number: int) -> tuple[str, bool]:
         await house.trigger()

@@ -106,9 +106,17 @@ def _result(call: Call[T], reply: Any) -> T | BufferUnavailableError:
 # --- one function per script ---------------------------------------------------------------------------------------
 
 
-def trip(*, rate: str, tripped: str, bucket_us: int, buckets: int, threshold: int, hold_ms: int) -> Call[Verdict]:
-    """Count one trigger; see `lua/trip.lua`."""
-    return Call(load("trip"), (rate, tripped), (bucket_us, buckets, threshold, hold_ms), _verdict)
+def trip(
+    *, rate: str, tripped: str, bucket_us: int, buckets: int, threshold: int, hold_ms: int, number: int
+) -> Call[tuple[Verdict, ...]]:
+    """Count triggers that come together; see `lua/trip.lua`. Each has its own verdict, in order."""
+
+    def verdicts(reply: Any) -> tuple[Verdict, ...]:
+        held, before = bool(reply[0]), int(reply[1])
+        counts = range(before + 1, before + number + 1)
+        return tuple(Verdict(tripped=held or count > threshold, count=count) for count in counts)
+
+    return Call(load("trip"), (rate, tripped), (bucket_us, buckets, threshold, hold_ms, number), verdicts)
 
 
 def accept(
@@ -242,10 +250,6 @@ def reclaim(
 
 
 # --- reading replies -----------------------------------------------------------------------------------------------
-
-
-def _verdict(reply: Any) -> Verdict:
-    return Verdict(tripped=bool(reply[0]), count=int(reply[1]))
 
 
 def _accepted(reply: Any) -> AcceptReply:

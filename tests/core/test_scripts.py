@@ -236,8 +236,8 @@ async def test_scripts_run_again_after_the_server_was_restarted(redis_url: str, 
 
 async def test_a_call_that_the_server_refuses_harms_no_other_of_its_batch(redis_client: Redis) -> None:
     await execute(redis_client, "SET", "wrong", "type", "EX", 60)
-    good = scripts.trip(rate="r", tripped="t", bucket_us=1000, buckets=2, threshold=5, hold_ms=10)
-    bad = scripts.trip(rate="wrong", tripped="t", bucket_us=1000, buckets=2, threshold=5, hold_ms=10)
+    good = scripts.trip(rate="r", tripped="t", bucket_us=1000, buckets=2, threshold=5, hold_ms=10, number=1)
+    bad = scripts.trip(rate="wrong", tripped="t", bucket_us=1000, buckets=2, threshold=5, hold_ms=10, number=1)
     first, second, third = await Scripts(Server(redis_client)).run_many([good, bad, good])
     assert isinstance(second, BufferUnavailableError)
     assert not isinstance(first, BufferUnavailableError)

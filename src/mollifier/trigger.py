@@ -125,7 +125,12 @@ class TriggerService:
                     emits = await self._copy_to_buffer(snapshot)
         try:
             (outcome,) = await self._engine.create_runs([snapshot])
-        except EngineUnavailableError:
+        except Exception as error:
+            # The copy is in the buffer whatever became of the run: an audit that misses its event would miss the copy.
+            for emit in emits:
+                emit()
+            if not isinstance(error, EngineUnavailableError):
+                raise
             held = await self._hold(snapshot, claim) if self._diverts() and not inputs.bypasses else None
             if held is None:
                 raise

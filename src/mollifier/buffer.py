@@ -7,7 +7,7 @@ an entry that does not parse is reported, never the end of a reader.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from redis.exceptions import RedisError
@@ -20,6 +20,8 @@ from mollifier.model import Entry, EntryKind
 from mollifier.scripts import Scripts, Settlement
 from mollifier.server import Server
 from mollifier.settings import Settings, variable
+
+T = TypeVar("T")
 
 _ORPHANS_PER_POP = 100
 
@@ -55,6 +57,22 @@ class Binding(msgspec.Struct, frozen=True):
 
     digest: str
     expires_ms: int
+
+
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry to store as QUEUED, and the caller's keys to bind to it, which must be free or claimed by `token`.
+
+    `created_ms` is the trigger's moment, by which lists order held runs. An audit copy expires after `entry_ttl_s`.
+    """
+
+    run_id: str
+    env_id: str
+    org_id: str
+    payload: bytes
+    kind: EntryKind = EntryKind.AUDIT
+    created_ms: int = 0
+    bindings: Sequence[Binding] = ()
+    token: str = ""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -121,55 +139,58 @@ class Buffer:
         bindings: Sequence[Binding] = (),
         token: str = "",
     ) -> AcceptOutcome:
-        """Store one entry as QUEUED and bind the caller's keys to it, which must be free or claimed by `token`.
-
-        `created_ms` is the trigger's moment, by which lists order held runs. An audit copy expires after `entry_ttl_s`.
-        """
-        keys = self.keyspace.of(org_id)
-        call = scripts.accept(
-            entry=keys.entry(run_id),
-            queue=keys.queue(env_id),
-            envs=keys.envs(org_id),
-            orgs=keys.orgs,
-            seq=keys.seq,
-            held=keys.held(env_id),
-            binding=[keys.idempotency(binding.digest) for binding in bindings],
-            run_id=run_id,
-            env_id=env_id,
-            org_id=org_id,
-            kind=kind,
-            payload=payload,
-            ttl_ms=self._settings().entry_ttl_s * 1000 if kind is EntryKind.AUDIT else 0,
-            created_ms=created_ms,
-            token=token,
-            digests=",".join(binding.digest for binding in bindings),
-            wake=WAKE,
-            expires_ms=[binding.expires_ms for binding in bindings],
+        """Store one entry; see `Acceptance`."""
+        return _one(
+            await self.accept_many(
+                [
+                    Acceptance(
+                        run_id=run_id,
+                        env_id=env_id,
+                        org_id=org_id,
+                        payload=payload,
+                        kind=kind,
+                        created_ms=created_ms,
+                        bindings=bindings,
+                        token=token,
+                    )
+                ]
+            )
         )
-        match await self._scripts.run(call):
-            case "accepted", stored, sequence:
-                return Accepted(stored, sequence)
-            case "duplicate_run", stored, _:
-                return DuplicateRun(stored)
-            case "duplicate_key", "", _:
-                return KeyClaimed()
-            case "duplicate_key", winner, _:
-                return DuplicateKey(winner)
+
+    async def accept_many(self, entries: Sequence[Acceptance]) -> list[AcceptOutcome | BufferUnavailableError]:
+        """Store entries in one round trip, each by itself: one that cannot be stored harms no other. One outcome each, in order."""
+        replies = await self._scripts.run_many([self._accept(entry) for entry in entries])
+        return [reply if isinstance(reply, BufferUnavailableError) else _accepted(reply) for reply in replies]
 
     async def claim(self, org_id: str, digest: str, token: str, lifetime_ms: int) -> ClaimOutcome:
-        """Claim one of the caller's keys for a trigger; claiming it again with the same token prolongs the claim."""
-        binding = self.keyspace.of(org_id).idempotency(digest)
-        match await self._scripts.run(scripts.claim(binding=binding, token=token, lifetime_ms=lifetime_ms)):
-            case "claimed", _:
-                return Claimed()
-            case "bound", run_id:
-                return Bound(run_id)
-            case "pending", _:
-                return KeyClaimed()
+        """Claim one of the caller's keys; see `claim_many`."""
+        return _one(await self.claim_many(org_id, [digest], token, lifetime_ms))
+
+    async def claim_many(
+        self, org_id: str, digests: Sequence[str], token: str, lifetime_ms: int
+    ) -> list[ClaimOutcome | BufferUnavailableError]:
+        """Claim keys of an organization's in one round trip, each by itself; with the same token again, prolong the claims."""
+        keys = self.keyspace.of(org_id)
+        replies = await self._scripts.run_many(
+            [
+                scripts.claim(binding=keys.idempotency(digest), token=token, lifetime_ms=lifetime_ms)
+                for digest in digests
+            ]
+        )
+        return [reply if isinstance(reply, BufferUnavailableError) else _claimed(reply) for reply in replies]
 
     async def release(self, org_id: str, digest: str, token: str) -> None:
         """Give a claim back; one that is another's by now stays."""
-        await self._scripts.run(scripts.release(binding=self.keyspace.of(org_id).idempotency(digest), token=token))
+        _one(await self.release_many(org_id, [digest], token))
+
+    async def release_many(
+        self, org_id: str, digests: Sequence[str], token: str
+    ) -> list[Settlement | BufferUnavailableError]:
+        """Give claims back in one round trip; one that is another's by now, or bound, stays."""
+        keys = self.keyspace.of(org_id)
+        return await self._scripts.run_many(
+            [scripts.release(binding=keys.idempotency(digest), token=token) for digest in digests]
+        )
 
     async def bound_run(self, org_id: str, digest: str) -> str | None:
         """Return the held run that the key belongs to, None when it belongs to none."""
@@ -404,6 +425,29 @@ class Buffer:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
+    def _accept(self, entry: Acceptance) -> scripts.Call[scripts.AcceptReply]:
+        keys = self.keyspace.of(entry.org_id)
+        return scripts.accept(
+            entry=keys.entry(entry.run_id),
+            queue=keys.queue(entry.env_id),
+            envs=keys.envs(entry.org_id),
+            orgs=keys.orgs,
+            seq=keys.seq,
+            held=keys.held(entry.env_id),
+            binding=[keys.idempotency(binding.digest) for binding in entry.bindings],
+            run_id=entry.run_id,
+            env_id=entry.env_id,
+            org_id=entry.org_id,
+            kind=entry.kind,
+            payload=entry.payload,
+            ttl_ms=self._settings().entry_ttl_s * 1000 if entry.kind is EntryKind.AUDIT else 0,
+            created_ms=entry.created_ms,
+            token=entry.token,
+            digests=",".join(binding.digest for binding in entry.bindings),
+            wake=WAKE,
+            expires_ms=[binding.expires_ms for binding in entry.bindings],
+        )
+
     def _peek(self, ready: Ready, limit: int) -> scripts.Call[tuple[str, ...]]:
         keys = self.keyspace.of(ready.org_id)
         return scripts.peek(queue=keys.queue(ready.env_id), waiting=keys.waiting(ready.env_id), limit=limit)
@@ -455,7 +499,29 @@ def _owner(reply: Any) -> tuple[str, str]:
     return reply[0].decode(), reply[1].decode()
 
 
-def _one(results: list[Settlement | BufferUnavailableError]) -> Settlement:
+def _accepted(reply: scripts.AcceptReply) -> AcceptOutcome:
+    match reply:
+        case "accepted", stored, sequence:
+            return Accepted(stored, sequence)
+        case "duplicate_run", stored, _:
+            return DuplicateRun(stored)
+        case "duplicate_key", "", _:
+            return KeyClaimed()
+        case "duplicate_key", winner, _:
+            return DuplicateKey(winner)
+
+
+def _claimed(reply: scripts.ClaimReply) -> ClaimOutcome:
+    match reply:
+        case "claimed", _:
+            return Claimed()
+        case "bound", run_id:
+            return Bound(run_id)
+        case "pending", _:
+            return KeyClaimed()
+
+
+def _one(results: list[T | BufferUnavailableError]) -> T:
     (result,) = results
     if isinstance(result, BufferUnavailableError):
         raise result

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from mollifier.buffer import Accepted, Buffer, DuplicateKey, DuplicateRun
-from mollifier.errors import SettingsError
+from mollifier.buffer import Acceptance, Accepted, Bound, Buffer, Claimed, DuplicateKey, DuplicateRun, KeyClaimed
+from mollifier.errors import BufferUnavailableError, SettingsError
 from mollifier.keys import PartitionKeys, idempotency_digest
 from mollifier.model import EntryKind, EntryState
 from mollifier.server import Server
@@ -44,6 +44,65 @@ async def test_sequence_numbers_rise_within_an_environment(buffer: Buffer) -> No
     sequences = [outcome.sequence for outcome in outcomes if isinstance(outcome, Accepted)]
     assert sequences == sorted(set(sequences))
     assert len(sequences) == 5
+
+
+def entry_of(run_id: str, **fields: object) -> Acceptance:
+    return Acceptance(**{"run_id": run_id, "env_id": ENV, "org_id": ORG, "payload": b"", **fields})  # pyright: ignore[reportArgumentType]
+
+
+async def test_many_entries_are_stored_in_their_order_each_with_its_own_outcome(buffer: Buffer) -> None:
+    await hold(buffer, "there")
+    outcomes = await buffer.accept_many(
+        [
+            entry_of("first"),
+            entry_of("there"),
+            entry_of("keyed", bindings=bound(*KEY)),
+            entry_of("same key", bindings=bound(*KEY)),
+            entry_of("last"),
+        ]
+    )
+    assert outcomes == [
+        Accepted("first", 2),
+        DuplicateRun("there"),
+        Accepted("keyed", 3),
+        DuplicateKey("keyed"),
+        Accepted("last", 4),
+    ]
+    queued = await buffer.list_entries(ORG, ENV)
+    assert [entry.run_id for entry in queued] == ["there", "first", "keyed", "last"]
+
+
+async def test_an_entry_that_cannot_be_stored_harms_no_other_of_its_call(buffer: Buffer, redis_client: Redis) -> None:
+    await execute(redis_client, "SET", buffer.keyspace.of(ORG).queue("broken"), "no queue", "EX", 60)
+    first, broken, last = await buffer.accept_many([entry_of("a"), entry_of("b", env_id="broken"), entry_of("c")])
+    assert isinstance(first, Accepted)
+    assert isinstance(broken, BufferUnavailableError)
+    assert isinstance(last, Accepted)
+
+
+async def test_storing_nothing_stores_nothing(buffer: Buffer, redis_client: Redis) -> None:
+    assert await buffer.accept_many([]) == []
+    assert await state_of(redis_client) == {}
+
+
+async def test_many_keys_are_claimed_at_once_and_each_is_answered_by_itself(buffer: Buffer) -> None:
+    await buffer.accept("run", ENV, ORG, b"", bindings=bound(*KEY))
+    (binding,) = bound(*KEY)
+    await buffer.claim(ORG, "theirs", "they", 60_000)
+
+    outcomes = await buffer.claim_many(ORG, ["ours", binding.digest, "theirs", "too"], "we", 60_000)
+
+    assert outcomes == [Claimed(), Bound("run"), KeyClaimed(), Claimed()]
+
+
+async def test_releasing_many_claims_frees_those_that_are_the_claimants_own(buffer: Buffer) -> None:
+    await buffer.claim_many(ORG, ["a", "b"], "we", 60_000)
+    await buffer.claim(ORG, "theirs", "they", 60_000)
+
+    assert await buffer.release_many(ORG, ["a", "theirs", "b"], "we") == ["held", "stale", "held"]
+
+    outcomes = await buffer.claim_many(ORG, ["a", "theirs", "b"], "others", 60_000)
+    assert outcomes == [Claimed(), KeyClaimed(), Claimed()]
 
 
 async def arrange(buffer: Buffer, state: EntryState) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from mollifier import held, patches
@@ -79,9 +80,13 @@ class Runs:
         async def cancel_held(entry: Entry) -> Run | None:
             try:
                 await self._create_cancelled(entry, now)
-                return await self._engine.cancel_run(environment.id, run_id, now)
+                run = await self._engine.cancel_run(environment.id, run_id, now)
             except EngineUnavailableError:
                 return await self._patch(entry, patches.Cancel(now))
+            with suppress(BufferUnavailableError):
+                # Lists read the entry until it is drained, and must not show a run as queued that the engine knows as cancelled.
+                await self._patch(entry, patches.Cancel(now))
+            return run
 
         return await self._wherever(
             environment, run_id, lambda: self._engine.cancel_run(environment.id, run_id, now), cancel_held

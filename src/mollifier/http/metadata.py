@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 from litestar import Request, Response, get, put
@@ -25,7 +25,7 @@ from mollifier.model import MetadataOperation, Run
 
 OPERATIONS_MAX = 1000
 _OPERATIONS = "operations"
-_TYPES: tuple[str, ...] = get_args(MetadataOperation.__annotations__["type"])
+_TYPES: tuple[str, ...] = get_args(get_type_hints(MetadataOperation)["type"])
 
 
 class MetadataAnswer(msgspec.Struct, frozen=True):

@@ -25,6 +25,8 @@ from mollifier.telemetry import describe
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+# The SDKs take a 409 for a lock that somebody holds, and would try again for ten seconds.
+_FINAL = {"x-should-retry": "false"}
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def of_ours(_request: Request[Any, Any, Any], error: MollifierError) -> Response
         case NotFoundError(field=field):
             return problem(HTTPStatus.NOT_FOUND, str(error), [FieldError(field, str(error))])
         case ConflictError(field=field, detail=detail):
-            return problem(HTTPStatus.CONFLICT, detail, [FieldError(field, detail)])
+            return problem(HTTPStatus.CONFLICT, detail, [FieldError(field, detail)], _FINAL)
         case RefusedError(status=status, headers=headers):
             return problem(status, str(error), headers=headers)
         case EngineUnavailableError() | BufferUnavailableError():

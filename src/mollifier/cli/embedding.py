@@ -28,14 +28,10 @@ def child_environment(mode: Mode | None, defaults: Mapping[str, str] | None = No
 
     `defaults` are variables for where the environment has none. Raises SettingsError.
     """
-    from mollifier.errors import SettingsError
     from mollifier.processes import ChildEnvironment
 
     with tell_warnings():
         environment = ChildEnvironment.of_this_process(mode, defaults)
-    if environment.mode is Mode.DIVERT:
-        detail = "divert is not supported by this version: take monitor, which writes to both stores and checks that they agree"
-        raise SettingsError("--mode", detail)
     if environment.ignored:
         note(f"mollifier: this command starts servers of its own; ignored: {', '.join(environment.ignored)}")
     if environment.overruled:

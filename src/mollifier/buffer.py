@@ -350,21 +350,27 @@ class Buffer:
         """Put one leased entry back; see `requeue_many`."""
         return _one(await self.requeue_many([entry], not_before_ms=not_before_ms, attempts=attempts))
 
-    async def fail(self, entry: Entry, error: str) -> Settlement:
-        """Give one leased entry up: it stays, FAILED, with the error, and is counted until somebody removes it."""
-        keys = self.keyspace.of(entry.org_id)
-        return await self._scripts.run(
-            scripts.fail(
-                entry=keys.entry(entry.run_id),
-                draining=keys.draining,
-                failed=keys.failed,
-                held=keys.held(entry.env_id),
-                binding=_bindings(keys, entry),
-                run_id=entry.run_id,
-                lease=entry.lease,
-                error=error,
-            )
+    async def fail_many(self, entries: Sequence[Entry], error: str) -> list[Settlement | BufferUnavailableError]:
+        """Give leased entries up: they stay, FAILED, with the error, and are counted until somebody removes them."""
+        return await self._scripts.run_many(
+            [
+                scripts.fail(
+                    entry=keys.entry(entry.run_id),
+                    draining=keys.draining,
+                    failed=keys.failed,
+                    held=keys.held(entry.env_id),
+                    binding=_bindings(keys, entry),
+                    run_id=entry.run_id,
+                    lease=entry.lease,
+                    error=error,
+                )
+                for keys, entry in self._with_keys(entries)
+            ]
         )
+
+    async def fail(self, entry: Entry, error: str) -> Settlement:
+        """Give one leased entry up; see `fail_many`."""
+        return _one(await self.fail_many([entry], error))
 
     async def extend_many(self, entries: Sequence[Entry]) -> list[Settlement | BufferUnavailableError]:
         """Push the leases of entries that are still being handled, to `lease_ms` from now."""

@@ -33,7 +33,7 @@ Handler = Callable[[Sequence[Entry]], Awaitable[Sequence[Outcome]]]
 GiveUp = Callable[[Entry, BaseException], Awaitable[bool]]
 """Makes an entry's failure visible elsewhere, so that the entry can go; False when it must stay as failed."""
 
-_SETTLE_TRIES = 5
+_MOST_REFUSALS = 20
 _RETRY_BASE_MS = 200
 _RETRY_CAP_MS = 30_000
 
@@ -242,7 +242,13 @@ class Drainer:
 
     async def _outcomes(self, entries: Sequence[Entry]) -> Sequence[Outcome]:
         try:
-            outcomes = await self._handler(entries)
+            outcomes = list(await self._handler(entries))
+        except asyncio.CancelledError as error:
+            # Cancelled from outside, this task ends; a handler in which something else was cancelled has merely failed.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return [error] * len(entries)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome
             return [error] * len(entries)
         if len(outcomes) != len(entries):
@@ -279,7 +285,7 @@ class Drainer:
             if self._give_up is not None and await self._give_up(entry, error):
                 await self._until_settled("ack", [entry], self._ack)
             else:
-                await self._until_settled("fail", [entry], lambda some: self._fail(some, describe(error)))
+                await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
             return
         self._telemetry.faulted("handle", error)
         # The buffer's clock at this moment: its reading at the pop, plus what has passed here since.
@@ -314,24 +320,26 @@ class Drainer:
         (reply,) = await self._buffer.ack_many([current])
         return reply
 
-    async def _fail(self, entries: Sequence[Entry], error: str) -> list[Settlement | BufferUnavailableError]:
-        return [await self._buffer.fail(entry, error) for entry in entries]
-
     async def _until_settled(
         self,
         operation: str,
         entries: Sequence[Entry],
         settle: Callable[[Sequence[Entry]], Awaitable[list[Settlement | BufferUnavailableError]]],
     ) -> None:
-        """Settle, again after a pause where the buffer did not answer: what was handled must not be handled anew.
+        """Settle, again after a pause for as long as the server gives no answer: what was handled must not be handled anew.
 
-        Gives up after five tries; the leases then run out and the entries come back to whoever is at work.
+        A server that answers and refuses is asked 20 times; the leases then run out and the entries come back to whoever is at work.
         """
         outcome = {"ack": "acked", "requeue": "requeued", "fail": "failed"}[operation]
         backoff = Backoff()
         left = list(entries)
-        for _ in range(_SETTLE_TRIES):
-            left = await self._settle_once(operation, outcome, left, settle)
+        refusals = 0
+        while refusals < _MOST_REFUSALS:
+            try:
+                left = await self._settle_once(operation, outcome, left, settle)
+                refusals += 1
+            except BufferUnavailableError as error:
+                self._telemetry.faulted(operation, error)
             if not left:
                 return
             await self._sleep(backoff.next_ms() / 1000)
@@ -346,23 +354,18 @@ class Drainer:
         entries: list[Entry],
         settle: Callable[[Sequence[Entry]], Awaitable[list[Settlement | BufferUnavailableError]]],
     ) -> list[Entry]:
-        """Try once; return the entries that got no answer."""
-        try:
-            replies = await settle(entries)
-        except BufferUnavailableError as error:
-            self._telemetry.faulted(operation, error)
-            return entries
-        unanswered: list[Entry] = []
-        for entry, reply in zip(entries, replies, strict=True):
+        """Try once; return the entries that were refused."""
+        refused: list[Entry] = []
+        for entry, reply in zip(entries, await settle(entries), strict=True):
             match reply:
                 case BufferUnavailableError():
                     self._telemetry.faulted(operation, reply)
-                    unanswered.append(entry)
+                    refused.append(entry)
                 case "held":
                     self._telemetry.settled(outcome, entry.dwell_ms)
                 case "changed" | "missing" | "stale":
                     self._telemetry.settled(reply, entry.dwell_ms)
-        return unanswered
+        return refused
 
     # --- leases ----------------------------------------------------------------------------------------------------
 

@@ -43,11 +43,12 @@ async def entries(
 async def count(server: Server, keyspace: Keyspace) -> Counts:
     """Count everything in the buffer. A handful of round trips, whatever it holds."""
     now_ms = await server.now_ms()
-    draining = await server.run_many([("ZCARD", keys.draining) for keys in keyspace.partitions])
-    failed = await server.run_many([("ZCARD", keys.failed) for keys in keyspace.partitions])
     organizations = await _members(server, [(keys, keys.orgs) for keys in keyspace.partitions])
     environments = await _members(server, [(keys, keys.envs(org_id)) for keys, org_id in organizations])
     totals, heads = await _queues(server, environments)
+    # In the order in which entries move on, so that one that moves meanwhile is counted twice rather than not at all.
+    draining = await server.run_many([("ZCARD", keys.draining) for keys in keyspace.partitions])
+    failed = await server.run_many([("ZCARD", keys.failed) for keys in keyspace.partitions])
     accepted = await server.run_many([("HGET", keys.entry(run_id), "accepted_ms") for keys, run_id in heads])
     moments = [int(moment) for moment in accepted if isinstance(moment, bytes) and moment.isdigit()]
     return Counts(

@@ -6,6 +6,7 @@ record's message as `event` and the members of its `fields`, never headers or pa
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -143,4 +144,8 @@ def _add_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def _json(event: EventDict, **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+    try:
+        return msgspec.json.encode(event, enc_hook=repr).decode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, in somebody's error message: escaped, it can be written.
+        return json.dumps(event, default=repr)

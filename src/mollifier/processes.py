@@ -136,12 +136,13 @@ class Processes:
         self._children: list[Child] = []
         self.api_urls: list[str] = []
 
-    async def start_api(self, port: int) -> str:
-        """Start one API process on this port, a free one for 0, and return its URL; it listens, but may not be ready yet."""
-        child = await self._start("api", "serve", "--host", HOST, "--port", str(port), "--json")
-        reading = self.alongside(child.first_line(), START_S, "the API process did not say where it listens")
-        self.api_urls.append(json.loads(await reading)["url"])
-        return self.api_urls[-1]
+    async def start_apis(self, ports: Sequence[int]) -> None:
+        """Start one API process on each port, a free one for 0; they listen then, but may not be ready yet."""
+        options = ("--host", HOST, "--json")
+        children = [await self._start("api", "serve", *options, "--port", str(port)) for port in ports]
+        for child in children:
+            line = await self.alongside(child.first_line(), START_S, "the API process did not say where it listens")
+            self.api_urls.append(json.loads(line)["url"])
 
     async def start_worker(self) -> None:
         """Start one worker process."""
@@ -224,8 +225,7 @@ async def running(
     async with AsyncExitStack() as at_end:
         at_end.push_async_callback(processes.stop)
         await processes.start_worker()
-        for port in ports:
-            await processes.start_api(port)
+        await processes.start_apis(ports)
         await processes.ready()
         yield processes
 

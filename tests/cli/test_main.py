@@ -86,6 +86,18 @@ def test_loading_the_command_loads_nothing_that_only_some_commands_need() -> Non
     assert loaded.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [("typer", ["--help"], "mollifier[server]"), ("aiohttp", ["demo"], "mollifier[embedded]")],
+)
+def test_a_missing_extra_is_named(missing: str, arguments: list[str], extra: str) -> None:
+    probe = f"import sys; sys.modules[{missing!r}] = None; from mollifier.cli import main; main({arguments!r})"
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert extra in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_what_nobody_expected_keeps_its_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ZeroDivisionError

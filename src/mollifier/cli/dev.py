@@ -59,13 +59,9 @@ def dev(
 
 
 def _show(started: Started) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     where = started.addresses
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
     rows = {
         "API": where.url,
         "API key": where.api_key,
@@ -76,12 +72,15 @@ def _show(started: Started) -> None:
         "data": f"{started.data}, kept for the next start",
         "log": str(started.log),
     }
-    for name, text in rows.items():
-        table.add_row(name, Text(text))
     console = stdout()
     console.print("Mollifier is ready.\n", style="bold green")
-    console.print(table)
-    console.print("\nTrigger a task, then read its run (put the id from the answer in place of RUN_ID):\n")
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        # Nothing that is to be copied is folded.
+        console.print(Text.assemble((f"{name:<{width}}  ", "bold"), text), soft_wrap=True)
+    console.print(
+        "\nTrigger a task, then read its run (put the id from the answer in place of RUN_ID):\n", soft_wrap=True
+    )
     for line in _examples(where.url, where.api_key):
         console.print(f"  {line}", markup=False, soft_wrap=True)
     console.print(f"\nEvery route: {where.url}/docs. Stop with Ctrl-C.", markup=False, soft_wrap=True)

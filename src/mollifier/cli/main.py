@@ -29,6 +29,8 @@ _SERVERS = "Run it"
 _CHECKS = "Check it"
 _ADMINISTRATION = "Administer it"
 _USAGE_EXIT = 2
+_EMBEDDED = ("aiohttp",)
+"""What only the `embedded` extra brings and commands import."""
 
 _HINTS = {
     "organization": "`mollifier org list` shows them.",
@@ -92,6 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MollifierError as error:
         note(f"mollifier: {_told(error)}")
         sys.exit(_USAGE_EXIT if isinstance(error, SettingsError | InvalidRequestError) else 1)
+    except ModuleNotFoundError as error:
+        if error.name not in _EMBEDDED:
+            raise
+        note(f"mollifier: {error.name} is not installed; this command needs: pip install 'mollifier[embedded]'")
+        sys.exit(1)
 
 
 def _told(error: MollifierError) -> str:

@@ -81,11 +81,8 @@ def replay(
         $ mollifier replay trace.csv --embedded --speed 10
         $ mollifier replay trace.csv --url http://localhost:8000 --api-key KEY --admin-token TOKEN --database-url URL
     """
-    from mollifier.play.remote import remote_stage
     from mollifier.play.replay import Score
-    from mollifier.play.stage import Organization, embedded_stage
     from mollifier.play.trace import TraceError
-    from mollifier.processes import run
 
     if embedded and (url or api_key or database_url):
         raise typer.BadParameter("--embedded starts a stack of its own: leave out --url, --api-key and --database-url")
@@ -101,8 +98,16 @@ def replay(
         note(f"mollifier: {error}")
         raise typer.Exit(_USAGE_EXIT) from error
     environments = score.environments_of(seen)
+
+    from mollifier.processes import run
+
     if remote is not None:
+        from mollifier.play.remote import remote_stage
+
         finish(run(_play(remote_stage(remote, environments), score, seen, task, as_json=as_json)))
+
+    from mollifier.play.stage import Organization, embedded_stage
+
     environment = child_environment(mode)
     with kept_log(log_file) as log, told_failures():
         organizations = [Organization("replay", environments)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
 import msgspec
 from litestar import Request, Response, get, put
@@ -132,5 +132,5 @@ def _operations(body: Fields, name: str) -> tuple[MetadataOperation, ...]:
         elif kind == "increment" and item.kind("value") != "a number":
             item.blame("value", f"expected a number, got {item.kind('value') or 'null'}")
         if kind is not None:
-            found.append(msgspec.convert({"type": kind, "key": key, "value": value}, MetadataOperation))
+            found.append(MetadataOperation(type=cast("Any", kind), key=key, value=value))
     return tuple(found)

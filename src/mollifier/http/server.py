@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,13 @@ class ApiServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Stop on the first signal and hurry on the second; unlike uvicorn's own, end normally after that."""
+        """Stop on the first signal and hurry on the second; unlike uvicorn's own, end normally after that.
+
+        In a thread, to which signals do not come, leave them alone.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self.handle_exit, number, None)

@@ -49,22 +49,23 @@ class Database:
             # A connection beyond the pool would be opened and closed for one use, at many times the cost of that use.
             max_overflow=0,
             pool_timeout=deadline_s,
+            isolation_level="AUTOCOMMIT",
             # Parameters are payloads: they stay out of messages, and so out of logs.
             hide_parameters=True,
         )
-        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
         event.listen(self._engine.sync_engine, "checkout", _refuse_dead_connection)
 
     @asynccontextmanager
     async def statement(self) -> AsyncGenerator[AsyncConnection]:
         """Lend a connection for single statements, each of which commits by itself: one round trip each."""
-        async with self._lend(self._autocommit.connect) as connection:
+        async with self._lend(self._engine.connect) as connection:
             yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
         """Lend a connection for one transaction: it commits at the end, or rolls back when an exception leaves the block."""
-        async with self._lend(self._engine.begin) as connection:
+        async with self._lend(self._transactional.begin) as connection:
             yield connection
 
     async def ping(self) -> None:

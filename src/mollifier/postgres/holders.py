@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import TextClause, text, update
@@ -30,33 +31,40 @@ class Holder(NamedTuple):
     free_at: datetime | None
 
 
-def _query() -> TextClause:
-    """Write the question; its parameters are the asking rows' ids, environments and slots, one array each."""
+@cache
+def _question(kinds: tuple[Kind, ...], *, many: bool) -> TextClause:
+    """Write the question after holders of these kinds. Its parameters are one value each, or, for many, one array each.
+
+    One row's question compares with plain values: Postgres plans it once, while it plans a join with arrays at each execution.
+    """
     branches = [
-        "SELECT 'run_id' AS kind, id, NULL AS environment_id, NULL AS slot, NULL AS free_at FROM runs WHERE id = ANY (:ids)"
+        "SELECT 'run_id' AS kind, id, NULL AS environment_id, NULL AS slot, NULL AS free_at FROM runs WHERE id = :id"
     ]
-    branches += [
-        f"""
-        SELECT '{kind}', id, environment_id, {name}, {_FREE_AT.get(kind, "NULL")}
-        FROM unnest(CAST(:environments AS text[]), CAST(:{name} AS bytea[])) AS wanted (environment, slot)
-        JOIN runs ON environment_id = environment AND {name} = slot AND {name} IS NOT NULL
-        """  # noqa: S608 - made of the table's own column names
-        for kind, name in SLOTS.items()
-    ]
+    if many:
+        branches = [branches[0].replace(":id", "ANY (:id)")]
+    for kind in kinds:
+        name = SLOTS[kind]
+        found = f"SELECT '{kind}', id, environment_id, {name}, {_FREE_AT.get(kind, 'NULL')}"
+        wanted = f"unnest(CAST(:environment AS text[]), CAST(:{name} AS bytea[])) AS wanted (environment, slot)"
+        if many:
+            condition = f"environment_id = environment AND {name} = slot AND {name} IS NOT NULL"
+            branches.append(f"{found} FROM {wanted} JOIN runs ON {condition}")
+        else:
+            branches.append(f"{found} FROM runs WHERE environment_id = :environment AND {name} = :{name}")
     return text(" UNION ALL ".join(branches))
-
-
-_HOLDERS = _query()
 
 
 async def find_holders(
     connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]
 ) -> Mapping[tuple[Kind, Any], Holder]:
     """Return who holds the rows' ids, by ("run_id", id), and their keys, by (kind, (environment id, slot))."""
-    parameters = {name: [row[name] for row in rows] for name in SLOTS.values()}
-    parameters["environments"] = [row["environment_id"] for row in rows]
-    parameters["ids"] = [row["id"] for row in rows]
-    found = (await connection.execute(_HOLDERS, parameters)).mappings()
+    kinds = tuple(kind for kind, name in SLOTS.items() if any(row[name] is not None for row in rows))
+    many = len(rows) > 1
+    columns = {"id": "id", "environment": "environment_id"} if kinds else {"id": "id"}
+    for kind in kinds:
+        columns[SLOTS[kind]] = SLOTS[kind]
+    parameters = {name: [row[column] for row in rows] if many else rows[0][column] for name, column in columns.items()}
+    found = (await connection.execute(_question(kinds, many=many), parameters)).mappings()
     return {
         (row["kind"], row["id"] if row["kind"] == "run_id" else (row["environment_id"], row["slot"])): Holder(
             row["id"], row["free_at"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,7 @@ def _apply(connection: Connection, on_progress: Callable[[Migration], None]) -> 
 
 
 def _status(connection: Connection) -> SchemaStatus:
-    scripts = ScriptDirectory.from_config(alembic_config())
-    revisions = [script.revision for script in scripts.walk_revisions()][::-1]
+    revisions = _revisions()
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     current = context.get_current_revision()
     if current is not None and current not in revisions:
@@ -116,6 +116,12 @@ def _status(connection: Connection) -> SchemaStatus:
     pending = revisions if current is None else revisions[revisions.index(current) + 1 :]
     jobs = [f"procrastinate {script.name}" for script in pending_scripts(connection)]
     return SchemaStatus(current=current, head=revisions[-1], pending=(*pending, *jobs))
+
+
+@cache
+def _revisions() -> Sequence[str]:
+    """Return the revisions that this release knows, oldest first."""
+    return [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()][::-1]
 
 
 def alembic_config() -> Config:

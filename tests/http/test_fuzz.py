@@ -1,0 +1,86 @@
+"""Random requests made from the OpenAPI document: whatever comes in, each answer is one that the document declares."""
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from zlib import crc32
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from mollifier.http.app import create_app
+from mollifier.http.openapi import complete
+from mollifier.http.server import ApiServer
+from mollifier.model import Tenant
+from mollifier.postgres.catalog import record_tasks
+from mollifier.postgres.database import Database
+from mollifier.postgres.tenants import Tenants
+from mollifier.settings import Settings
+from tests.http.conftest import ADMIN_TOKEN, TASK
+
+SECONDS = float(os.environ.get("MOLLIFIER_FUZZ_SECONDS", "5"))
+SEED = int(os.environ.get("MOLLIFIER_FUZZ_SEED", "0")) or random.randrange(2**32)
+ROUND = settings(
+    max_examples=25,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture
+def served(database_url: str) -> Iterator[tuple[str, Tenant]]:
+    """An API in a thread, for clients that block, and a tenant of it."""
+
+    async def prepare() -> Tenant:
+        async with Database(database_url) as database:
+            await record_tasks(database, {TASK: "tests"})
+            return await Tenants(database).create_tenant("acme")
+
+    tenant = asyncio.run(prepare())
+    server = ApiServer(Settings(database_url=database_url, admin_token=ADMIN_TOKEN))
+    ready = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(server.run_until_stopped(lambda _: ready.set())))
+    thread.start()
+    assert ready.wait(30)
+    yield server.url, tenant
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.fuzz
+def test_every_answer_to_a_random_request_is_a_documented_one(served: tuple[str, Tenant]) -> None:
+    url, tenant = served
+    app = create_app(Settings(database_url="postgresql://h/d"))
+    schema: Any = schemathesis.openapi.from_dict(complete(app.openapi_schema.to_schema()))
+    operations: list[Any] = [found.ok() for found in schema.get_all_operations()]
+    end = time.monotonic() + SECONDS
+    turn = 0
+    while time.monotonic() < end:
+        operation = operations[turn % len(operations)]
+        one_round(operation, url, tenant, SEED + turn)
+        turn += 1
+
+
+def one_round(operation: Any, url: str, tenant: Tenant, seed_of_round: int) -> None:
+    key = ADMIN_TOKEN if operation.path.startswith("/admin") else tenant.api_key
+    documented = {int(status) for status in operation.definition.raw["responses"]}
+
+    @seed(seed_of_round)
+    @ROUND
+    @given(case=operation.as_strategy())
+    def check(case: Any) -> None:
+        # Half of them name what exists, so that they get beyond a 404.
+        for name, value in (("taskId", TASK), ("id", tenant.org_id)):
+            if name in (case.path_parameters or {}) and crc32(repr(case.body).encode()) % 2:
+                case.path_parameters[name] = value
+        answer = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code in documented, f"{answer.status_code}: {answer.content[:500]} (seed {seed_of_round})"
+
+    check()

@@ -1,0 +1,144 @@
+"""The pool: what cannot be reached, what outlives an outage, and what a cancelled call leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import exc, text
+
+from mollifier.embedded import Stack
+from mollifier.errors import EngineUnavailableError
+from mollifier.postgres.database import Database
+from mollifier.postgres.engine import PostgresRunEngine
+from tests.postgres.support import ENV, Outage, create, execute, rows, snapshot
+
+
+@pytest.fixture
+async def silent_server() -> AsyncIterator[str]:
+    """The URL of a server that accepts connections and never says a word."""
+    held: list[asyncio.StreamWriter] = []
+
+    def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    server = await asyncio.start_server(hold, "127.0.0.1")
+    yield f"postgresql://user@127.0.0.1:{server.sockets[0].getsockname()[1]}/db"
+    server.close()
+    for writer in held:
+        writer.close()
+
+
+async def transact(database: Database, *statements: str, then: Callable[[], object] = lambda: None) -> None:
+    async with database.transaction() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+        then()
+
+
+async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    async with Database(f"postgresql://user@/db?host={tmp_path}") as database:
+        with pytest.raises(EngineUnavailableError, match="cannot be reached"):
+            await database.ping()
+
+
+async def test_a_server_that_never_answers_is_unavailable(silent_server: str) -> None:
+    async with Database(silent_server, deadline_s=0.2) as database:
+        with pytest.raises(EngineUnavailableError):
+            await database.ping()
+
+
+async def test_a_database_that_does_not_exist_is_unavailable(database_url: str) -> None:
+    async with Database(database_url + "_not") as database:
+        with pytest.raises(EngineUnavailableError):
+            await database.ping()
+
+
+async def test_a_statement_beyond_the_deadline_is_unavailable_and_harms_no_later_one(database_url: str) -> None:
+    async with Database(database_url, pool_size=1, deadline_s=0.3) as database:
+        with pytest.raises(EngineUnavailableError):
+            await rows(database, "SELECT pg_sleep(30)")
+
+        assert await rows(database, "SELECT 1 AS one") == [{"one": 1}]
+
+
+async def test_a_pool_that_stays_busy_is_unavailable(database_url: str) -> None:
+    async with Database(database_url, pool_size=1, deadline_s=0.3) as database:
+        async with database._engine.connect():  # pyright: ignore[reportPrivateUsage] - held beyond every deadline
+            with pytest.raises(EngineUnavailableError):
+                await database.ping()
+
+        await database.ping()
+
+
+async def test_the_first_call_after_an_outage_succeeds(
+    database: Database, engine: PostgresRunEngine, outage: Outage
+) -> None:
+    await asyncio.gather(*(engine.get_run(ENV, "run") for _ in range(10)))
+    await outage.begin()
+    with pytest.raises(EngineUnavailableError):
+        await create(engine)
+    await outage.end()
+
+    await create(engine)
+
+
+async def test_the_first_call_after_a_restart_of_the_server_succeeds(
+    stack: Stack, database: Database, engine: PostgresRunEngine
+) -> None:
+    run_id = await create(engine)
+    await asyncio.gather(*(engine.get_run(ENV, "run") for _ in range(10)))
+
+    await stack.restart_postgres()
+
+    assert await engine.get_run(ENV, run_id) is not None
+
+
+async def test_a_server_that_only_reads_is_unavailable_for_writing(database: Database) -> None:
+    with pytest.raises(EngineUnavailableError, match="read-only"):
+        await transact(database, "SET TRANSACTION READ ONLY", "INSERT INTO feature_flags VALUES ('a', '1')")
+
+
+async def test_other_failures_stay_what_they_are_and_roll_back(database: Database) -> None:
+    await execute(database, "INSERT INTO feature_flags VALUES ('a', '1')")
+
+    with pytest.raises(exc.IntegrityError):
+        await transact(
+            database, "INSERT INTO feature_flags VALUES ('b', '1')", "INSERT INTO feature_flags VALUES ('a', '1')"
+        )
+    with pytest.raises(ZeroDivisionError):
+        await transact(database, "INSERT INTO feature_flags VALUES ('c', '1')", then=lambda: 1 // 0)
+
+    assert await rows(database, "SELECT name FROM feature_flags") == [{"name": "a"}]
+
+
+async def test_messages_and_logs_hold_no_payload(engine: PostgresRunEngine, database: Database) -> None:
+    await execute(database, "ALTER TABLE runs ADD CONSTRAINT no CHECK (depth < 5)")
+
+    with pytest.raises(exc.IntegrityError) as raised:
+        await engine.create_runs([snapshot(depth=7, payload=b"secret")])
+
+    assert "secret" not in str(raised.value)
+
+
+async def test_cancelled_calls_cross_no_replies(database_url: str) -> None:
+    """Whatever the moment at which a call is cancelled, later calls get their own answers and the pool stays whole."""
+    dice = random.Random(1)
+    async with Database(database_url, pool_size=3) as database:
+
+        async def ask(number: int) -> int:
+            async with database.statement() as connection:
+                return (await connection.execute(text("SELECT CAST(:number AS int)"), {"number": number})).scalar_one()
+
+        for turn in range(30):
+            calls = [asyncio.create_task(ask(turn * 10 + number)) for number in range(10)]
+            await asyncio.sleep(dice.random() * 0.003)
+            for call in dice.sample(calls, 5):
+                call.cancel()
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            for number, answer in enumerate(answers):
+                assert isinstance(answer, asyncio.CancelledError) or answer == turn * 10 + number
+        assert await asyncio.gather(*(ask(number) for number in range(20))) == list(range(20))

@@ -62,7 +62,6 @@ def test_switched_off_nothing_is_decided_and_the_buffers_server_sees_nobody(trac
         (["TRACE", "--url", "http://x", "--api-key", "k", "--mode", "off"], "--mode and --replicas are for --embedded"),
         (["TRACE", "--embedded", "--time-column", "When"], "no column 'When'"),
         (["TRACE", "--embedded", "--speed", "0"], "--speed"),
-        (["TRACE", "--embedded", "--mode", "divert"], "divert is not supported by this version"),
     ],
 )
 def test_what_cannot_be_played_is_exit_code_2_before_anything_starts(

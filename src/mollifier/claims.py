@@ -5,6 +5,10 @@ there is room for a second trigger. So a trigger with a key claims it on the buf
 token: it turns into a binding when the run is held, is released when the run was created, and runs out when its owner died, later
 than any trigger takes. Whoever meets a claim waits for what becomes of it.
 
+The keys of a batch are claimed together, in one round trip where all are free. Whoever has to wait for a key gives back those that
+come after it in the order of their digests, and so holds none that anybody waits for who holds what it waits for: two batches with
+the same keys wait for each other in turn, never both at once.
+
 Without the buffer's server there are no claims and nothing is held; the engine's constraints alone decide.
 """
 
@@ -12,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from mollifier.buffer import Binding, Bound, Buffer, Claimed, KeyClaimed
 from mollifier.deadline import within
@@ -38,11 +43,18 @@ By = Literal["request_key", "idempotency_key"]
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """The keys a trigger has claimed, and the token that proves it. Without any there is nothing to give back."""
+    """The keys that triggers have set out to claim, and the token that proves which of them they did."""
 
     org_id: str
     token: str = ""
     digests: tuple[str, ...] = ()
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What became of claiming: the claim, and for each snapshot the held run that answers for it, if one does."""
+
+    claim: Claim
+    existing: tuple[Existing | None, ...]
 
 
 class Claims:
@@ -63,48 +75,74 @@ class Claims:
         self._sleep = sleep
         self._new_token = new_token
 
-    async def take(self, snapshot: Snapshot) -> Claim | Existing:
-        """Claim the snapshot's keys; or return the held run that one of them belongs to.
+    async def take(self, snapshots: Sequence[Snapshot]) -> Taken:
+        """Claim the keys of these snapshots of one organization; tell of each the held run that one of its keys belongs to.
 
         Raises EngineUnavailableError when somebody else's claim outlasts every trigger: whose run it is cannot be told.
         """
-        claim = Claim(snapshot.org_id, self._new_token())
+        wanted = [bindings(snapshot) for snapshot in snapshots]
+        digests = sorted({binding.digest for keys in wanted for _, binding in keys})
+        claim = Claim(snapshots[0].org_id, self._new_token(), tuple(digests))
+        bound: dict[str, str] = {}
         try:
-            for by, binding in bindings(snapshot):
-                winner = await self._claim(claim, binding)
-                if winner is not None:
-                    await self.release(claim)
-                    return Existing(winner, by=by)
-                claim = msgspec.structs.replace(claim, digests=(*claim.digests, binding.digest))
+            await self._claim(claim, bound)
         except (BufferUnavailableError, TimeoutError) as error:
             self._telemetry.failed_open("claim", error)
-        return claim
+        except BaseException:
+            await self.release(claim)
+            raise
+        unbound = tuple(digest for digest in digests if digest not in bound)
+        return Taken(replace(claim, digests=unbound), tuple(_holder(keys, bound) for keys in wanted))
 
     async def release(self, claim: Claim) -> None:
-        """Give the keys back; a fault leaves them to run out."""
-        for digest in claim.digests:
-            with suppress(BufferUnavailableError, TimeoutError):
-                await self._within(self._buffer.release(claim.org_id, digest, claim.token))
+        """Give back what is still claimed of the keys; a fault leaves them to run out."""
+        await self._release(claim, claim.digests)
 
-    async def _claim(self, claim: Claim, binding: Binding) -> str | None:
-        """Return None when the key was claimed, else the run it belongs to."""
+    async def _claim(self, claim: Claim, bound: dict[str, str]) -> None:
+        """Claim the keys in their order, as many at a time as are free; note in `bound` the runs that some belong to."""
+        left = claim.digests
         wait_ms, waited_ms = _FIRST_WAIT_MS, 0
-        while waited_ms <= LIFETIME_MS:
-            outcome = await self._within(self._buffer.claim(claim.org_id, binding.digest, claim.token, LIFETIME_MS))
+        while left:
+            blocked = await self._claim_free(claim, left, bound)
+            if blocked is None:
+                return
+            left = left[blocked:]
+            # Only the key that is waited for is asked for again: those after it would be taken and given back each time.
+            while await self._claim_free(claim, left[:1], bound) is not None:
+                if waited_ms > LIFETIME_MS:
+                    raise EngineUnavailableError("another trigger with this key has not come to an end; try again")
+                await self._sleep(wait_ms / 1000)
+                waited_ms += wait_ms
+                wait_ms = min(_LONGEST_WAIT_MS, wait_ms * 2)
+            left = left[1:]
+
+    async def _claim_free(self, claim: Claim, digests: Sequence[str], bound: dict[str, str]) -> int | None:
+        """Claim all of them; where one is somebody else's claim, hold none after it, and return its place."""
+        asking = self._buffer.claim_many(claim.org_id, digests, claim.token, LIFETIME_MS)
+        for place, (digest, outcome) in enumerate(zip(digests, await self._within(asking), strict=True)):
             match outcome:
                 case Claimed():
-                    return None
+                    pass
                 case Bound(run_id):
-                    return run_id
+                    bound[digest] = run_id
                 case KeyClaimed():
-                    await self._sleep(wait_ms / 1000)
-                    waited_ms += wait_ms
-                    wait_ms = min(_LONGEST_WAIT_MS, wait_ms * 2)
-        await self.release(claim)
-        raise EngineUnavailableError("another trigger with this key has not come to an end; try again")
+                    await self._release(claim, digests[place + 1 :])
+                    return place
+                case BufferUnavailableError():
+                    raise outcome
+        return None
+
+    async def _release(self, claim: Claim, digests: Sequence[str]) -> None:
+        if digests:
+            with suppress(BufferUnavailableError, TimeoutError):
+                await self._within(self._buffer.release_many(claim.org_id, digests, claim.token))
 
     async def _within(self, operation: Awaitable[T]) -> T:
         return await within(self._settings().accept_deadline_ms, operation)
+
+
+def _holder(keys: Sequence[tuple[By, Binding]], bound: Mapping[str, str]) -> Existing | None:
+    return next((Existing(bound[key.digest], by=by) for by, key in keys if key.digest in bound), None)
 
 
 def bindings(snapshot: Snapshot) -> list[tuple[By, Binding]]:

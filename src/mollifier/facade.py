@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -11,6 +10,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from mollifier import ids
+from mollifier.admission import Admission
+from mollifier.batches import Batches
 from mollifier.buffer import Buffer
 from mollifier.claims import Claims
 from mollifier.drainer import Drainer, Handler
@@ -29,10 +31,6 @@ from mollifier.trigger import TriggerService
 from mollifier.trip import TripEvaluator
 
 log = logging.getLogger(__name__)
-
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
-_TIME_DIGITS = 9
-_RANDOM_DIGITS = 16
 
 
 class Mollifier:
@@ -75,17 +73,18 @@ class Mollifier:
         self.runs = Runs(engine, self.buffer, self.settings, clock)
         self._materialiser = Materialiser(engine, self.telemetry, clock)
         self.triggers = TriggerService(
-            settings=self.settings,
-            gate=self.gate,
-            buffer=self.buffer,
+            admission=Admission(
+                settings=self.settings, gate=self.gate, buffer=self.buffer, engine=engine, telemetry=self.telemetry
+            ),
             claims=Claims(self.buffer, self.settings, self.telemetry) if self.buffer else None,
             engine=engine,
             runs=self.runs,
             tasks=tasks,
             telemetry=self.telemetry,
             clock=clock,
-            new_run_id=new_run_id or run_id,
+            new_run_id=new_run_id or ids.run_id,
         )
+        self.batches = Batches(engine=engine, triggers=self.triggers, runs=self.runs, clock=clock)
 
     def drainer(self) -> Drainer:
         """Return a drainer of this buffer: audit copies are compared, held entries become runs.
@@ -105,23 +104,6 @@ class Mollifier:
         """Close the connections that were opened here."""
         if self._own_redis is not None:
             await self._own_redis.aclose()
-
-
-def run_id(now: datetime) -> str:
-    """Return a new run id, `run_` and 25 characters: the moment in milliseconds, then 82 random bits.
-
-    Ids made later sort later, which keeps the index that holds them compact.
-    """
-    moment = _base36(int(now.timestamp() * 1000), _TIME_DIGITS)
-    return f"run_{moment}{_base36(secrets.randbelow(36**_RANDOM_DIGITS), _RANDOM_DIGITS)}"
-
-
-def _base36(number: int, digits: int) -> str:
-    text = ""
-    for _ in range(digits):
-        number, digit = divmod(number, 36)
-        text = _ALPHABET[digit] + text
-    return text
 
 
 @cache

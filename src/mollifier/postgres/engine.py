@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -13,20 +13,39 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mollifier.engine import CreateOutcome, Creation, Existing
 from mollifier.errors import ConflictError, EngineUnavailableError, FieldError, InvalidRequestError
 from mollifier.metadata import apply
-from mollifier.model import FINAL_STATUSES, MAX_TAGS, MetadataOperation, Run, RunFilter, RunPage, RunStatus, Snapshot
+from mollifier.model import (
+    FINAL_STATUSES,
+    MAX_TAGS,
+    Batch,
+    MetadataOperation,
+    Run,
+    RunFilter,
+    RunPage,
+    RunProgress,
+    RunStatus,
+    Snapshot,
+)
 from mollifier.patches import Cancel, Patch
+from mollifier.postgres import batches
 from mollifier.postgres.carrying import carried
 from mollifier.postgres.creation import create_rows
 from mollifier.postgres.database import Database
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
-from mollifier.postgres.rows import CHILDREN, expiry, row_of, run_of
+from mollifier.postgres.rows import CHILDREN, expiry, progress_of, row_of, run_of
 from mollifier.postgres.slots import task_slot
 from mollifier.postgres.tables import runs
 
 LOCKOUTS_MAX = 5
 _RUN: Sequence[ColumnElement[Any]] = (literal_column("runs.*"), literal_column(CHILDREN))
 _READ = text(f"SELECT runs.*, {CHILDREN} FROM runs WHERE id = :run_id AND environment_id = :env_id")  # noqa: S608 - constants
+_READ_MANY = text("SELECT * FROM runs WHERE id = ANY (CAST(:run_ids AS text[])) AND environment_id = :env_id")
+_READ_PROGRESS = text(
+    """
+    SELECT id, status, delayed_until, updated_at FROM runs
+    WHERE id = ANY (CAST(:run_ids AS text[])) AND environment_id = :env_id
+    """
+)
 _READ_LOCKED = text(f"{_READ.text} FOR UPDATE")
 T = TypeVar("T")
 
@@ -83,17 +102,42 @@ class PostgresRunEngine:
 
     async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:
         """Look the snapshot's keys up, in one round trip; in none when it has no keys."""
-        if snapshot.request_key is None and snapshot.idempotency_key is None:
-            return None
-        row = row_of(Creation(snapshot=snapshot), snapshot.created_at)
+        (existing,) = await self.find_by_keys_many([snapshot])
+        return existing
+
+    async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
+        """Look the keys up, in one round trip; in none when there are no keys."""
+        rows = [
+            {**row_of(Creation(snapshot=snapshot), snapshot.created_at), "id": None}
+            if snapshot.request_key is not None or snapshot.idempotency_key is not None
+            else None
+            for snapshot in snapshots
+        ]
+        keyed = [row for row in rows if row is not None]
+        if not keyed:
+            return [None] * len(snapshots)
         async with self._database.statement() as connection:
-            holders = await find_holders(connection, [row])
-        return standing({**row, "id": None}, holders)
+            holders = await find_holders(connection, keyed)
+        return [None if row is None else standing(row, holders) for row in rows]
 
     async def get_run(self, env_id: str, run_id: str) -> Run | None:
         """Read the run, in one round trip."""
         async with self._database.statement() as connection:
             return self._run(await self._read(connection, env_id, run_id))
+
+    async def get_runs(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, Run]:
+        """Read the runs, in one round trip."""
+        parameters = {"run_ids": list(run_ids), "env_id": env_id}
+        async with self._database.statement() as connection:
+            found = (await connection.execute(_READ_MANY, parameters)).mappings().all()
+        return {row["id"]: run_of(row, self._clock()) for row in found}
+
+    async def get_progress(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
+        """Read how far the runs are, in one round trip."""
+        now, parameters = self._clock(), {"run_ids": list(run_ids), "env_id": env_id}
+        async with self._database.statement() as connection:
+            found = (await connection.execute(_READ_PROGRESS, parameters)).mappings().all()
+        return {row["id"]: progress_of(row, now) for row in found}
 
     async def list_runs(self, env_id: str, query: RunFilter) -> RunPage:
         """Read one page, in one round trip. The runs of a list come without their children."""
@@ -174,6 +218,21 @@ class PostgresRunEngine:
         async with self._database.statement() as connection:
             row = (await connection.execute(statement)).one_or_none()
         return row is not None and (row[0] is None or row[0] > at)
+
+    async def create_batch(self, batch: Batch) -> CreateOutcome:
+        """Create the batch, in one round trip where nothing is in the way."""
+        async with self._database.statement() as connection:
+            return await batches.create_batch(connection, batch)
+
+    async def get_batch(self, env_id: str, batch_id: str) -> Batch | None:
+        """Read the batch, in one round trip."""
+        async with self._database.statement() as connection:
+            return await batches.read_batch(connection, env_id, batch_id)
+
+    async def add_batch_runs(self, env_id: str, batch_id: str, runs: Mapping[int, str], at: datetime) -> Batch | None:
+        """Put the runs in, in one round trip."""
+        async with self._database.statement() as connection:
+            return await batches.add_runs(connection, env_id, batch_id, runs, at)
 
     async def _read(
         self, connection: AsyncConnection, env_id: str, run_id: str, *, lock: bool = False

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import RowMapping
 
 from mollifier.engine import Creation
-from mollifier.model import Debounce, Run, RunError, RunStatus, Snapshot
+from mollifier.model import Debounce, Run, RunError, RunProgress, RunStatus, Snapshot
 from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
 
@@ -94,16 +94,14 @@ def expiry(start: datetime, ttl_s: int | None) -> datetime | None:
 
 def run_of(columns: RowMapping, now: datetime) -> Run:
     """Return the run of a row; a delayed one reads as queued from its due moment on, whether or not upkeep has seen it."""
-    status = RunStatus(columns["status"])
-    if status is RunStatus.DELAYED and columns["delayed_until"] <= now:
-        status = RunStatus.QUEUED
+    progress = progress_of(columns, now)
     return Run(
         snapshot=_snapshot_of(columns),
-        status=status,
-        updated_at=_utc(columns["updated_at"]),
-        started_at=_utc(columns["started_at"]),
-        finished_at=_utc(columns["finished_at"]),
-        expired_at=_utc(columns["expired_at"]),
+        status=progress.status,
+        updated_at=progress.updated_at,
+        started_at=utc(columns["started_at"]),
+        finished_at=utc(columns["finished_at"]),
+        expired_at=utc(columns["expired_at"]),
         attempt_count=columns["attempt_count"],
         output=columns["output"],
         output_type=columns["output_type"],
@@ -113,8 +111,16 @@ def run_of(columns: RowMapping, now: datetime) -> Run:
     )
 
 
+def progress_of(columns: RowMapping, now: datetime) -> RunProgress:
+    """Return how far the run of a row is, as `run_of` has it."""
+    status = RunStatus(columns["status"])
+    if status is RunStatus.DELAYED and columns["delayed_until"] <= now:
+        status = RunStatus.QUEUED
+    return RunProgress(status, utc(columns["updated_at"]))
+
+
 def _snapshot_of(columns: RowMapping) -> Snapshot:
-    fields = {field: _utc(columns[column]) for field, column in _COLUMN_OF.items()}
+    fields = {field: utc(columns[column]) for field, column in _COLUMN_OF.items()}
     debounce = None
     if columns["debounce_key"] is not None:
         debounce = Debounce(
@@ -126,6 +132,6 @@ def _snapshot_of(columns: RowMapping) -> Snapshot:
     return Snapshot(**fields, tags=tuple(columns["tags"]), debounce=debounce)
 
 
-def _utc(value: Any) -> Any:
+def utc(value: Any) -> Any:
     """Give moments the standard library's UTC; leave everything else as it is."""
     return value.astimezone(UTC) if isinstance(value, datetime) else value

@@ -371,7 +371,8 @@ class Drainer:
 
     async def _keep_leases(self) -> None:
         """Extend the leases of what is being handled here, and put back what dead holders left, three times a lease."""
-        while True:
+        # Asked each time: a cancellation that arrives together with a reply is lost in `asyncio.wait_for` before Python 3.12.
+        while asyncio.current_task() in self._loops:
             await self._sleep(self._settings().lease_ms / 3000)
             try:
                 if self._in_flight:

@@ -680,8 +680,8 @@ async def test_a_failing_extension_or_reclaim_ends_no_loop(bench: Bench, operati
 # --- starting and stopping -----------------------------------------------------------------------------------------
 
 
-def loops() -> int:
-    return sum(task.get_name() == "mollifier-drain" for task in asyncio.all_tasks())
+def loops(name: str = "mollifier-drain") -> int:
+    return sum(task.get_name() == name for task in asyncio.all_tasks())
 
 
 async def test_starting_twice_starts_one_loop(bench: Bench) -> None:
@@ -709,6 +709,29 @@ async def test_a_stopped_drainer_can_be_started_again(bench: Bench) -> None:
         await until(bench.nothing_is_left)
         assert await drainer.stop(2000)
     assert handler.run_ids == ["first", "second"]
+
+
+async def test_a_cancellation_that_gets_lost_on_the_way_ends_the_loops_all_the_same(redis_client: Redis) -> None:
+    asked = asyncio.Event()
+
+    class LosesCancellations(FaultyBuffer):
+        async def reclaim_expired(self, limit: int = 100) -> int:
+            asked.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return 0
+
+    bench = Bench(redis_client, SETTINGS)
+    bench.buffer = LosesCancellations(Server(redis_client), lambda: SETTINGS)
+    drainer = bench.drainer(Handled())
+    drainer.start()
+    await asked.wait()
+    assert await drainer.stop(2000)
+
+    async def no_loop_is_left() -> bool:
+        return loops() + loops("mollifier-leases") == 0
+
+    await until(no_loop_is_left)
 
 
 async def test_stopping_lets_handlers_at_work_finish_and_takes_nothing_more(bench: Bench) -> None:

@@ -8,10 +8,15 @@ import socket
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
 
+from mollifier.buffer import Buffer
 from mollifier.errors import SettingsError
 from mollifier.http.server import ApiServer, serve
 from mollifier.model import Tenant
+from mollifier.postgres.database import Database
+from mollifier.server import Server
 from mollifier.settings import Settings
 from tests.http.conftest import Api, Start
 
@@ -21,13 +26,33 @@ async def test_the_process_is_up(api: Api) -> None:
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_it_is_ready_while_the_database_answers(start: Start, redis_url: str) -> None:
+async def test_it_is_ready_while_the_database_answers_and_tells_whether_anybody_drains(
+    start: Start, redis_url: str, database: Database
+) -> None:
     async with start(redis_url=redis_url, enabled=True) as api:
-        answer = await api.client.get("/readyz")
-    assert (answer.status_code, answer.json()) == (
-        200,
-        {"status": "ok", "database": "ok", "buffer": "ok", "drainer": "ok"},
-    )
+        alone = await api.client.get("/readyz")
+        await appear_as_worker(database)
+        accompanied = await api.client.get("/readyz")
+    assert (alone.status_code, accompanied.status_code) == (200, 200)
+    assert alone.json() == {"status": "degraded", "database": "ok", "buffer": "ok", "drainer": "down"}
+    assert accompanied.json() == {"status": "ok", "database": "ok", "buffer": "ok", "drainer": "ok"}
+
+
+async def test_entries_that_nobody_drains_degrade_it(
+    start: Start, redis_url: str, redis_client: Redis, database: Database, tenant: Tenant
+) -> None:
+    await Buffer(Server(redis_client), Settings).accept("run_1", tenant.env_id, tenant.org_id, b"x")
+    client: Any = redis_client
+    (key,) = await client.keys("*:entry:*")
+    await client.hset(key, "accepted_ms", "1")
+    await appear_as_worker(database)
+    async with start(redis_url=redis_url, enabled=True) as api:
+        assert (await api.client.get("/readyz")).json()["drainer"] == "degraded"
+
+
+async def appear_as_worker(database: Database) -> None:
+    async with database.statement() as connection:
+        await connection.execute(text("INSERT INTO procrastinate_workers DEFAULT VALUES"))
 
 
 async def test_it_is_not_ready_without_its_database(start: Start) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 
 import pytest
@@ -90,7 +91,13 @@ async def test_a_batch_of_which_one_cannot_be_stored_creates_nothing(
 
 @pytest.mark.parametrize(
     "field",
-    [{"machine": "\x00"}, {"machine": "\ud800"}, {"priority": 2**31}, {"tags": ("\x00",)}],
+    [
+        {"machine": "\x00"},
+        {"machine": "\ud800"},
+        {"priority": 2**31},
+        {"batch_id": random.Random(1).randbytes(9000).hex()},
+        {"tags": ("\x00",)},
+    ],
 )
 async def test_values_that_postgres_cannot_hold_are_the_callers_fault(
     engine: PostgresRunEngine, field: dict[str, object]

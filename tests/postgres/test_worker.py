@@ -22,6 +22,7 @@ from mollifier.postgres import worker as worker_module
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
+from mollifier.postgres.execution import Executor
 from mollifier.postgres.worker import run_worker
 from mollifier.tasks import TaskContext, TaskFunction
 from tests.postgres.slow_tasks import wait_for_second_attempt
@@ -278,6 +279,25 @@ async def test_a_worker_whose_registration_was_lost_registers_again(
         await rows(database, "DELETE FROM procrastinate_workers RETURNING id")
 
         assert (await ended(engine, await create(engine))).status is RunStatus.COMPLETED
+
+
+async def test_a_fault_of_the_workers_own_delays_a_run_and_loses_none(
+    database_url: str, engine: PostgresRunEngine, tasks: Mapping[str, TaskFunction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, faults = Executor._claim, [RuntimeError("a fault")]  # pyright: ignore[reportPrivateUsage]
+
+    async def faulty_claim(executor: Executor, run_id: str, job_id: int) -> Run | None:
+        if faults:
+            raise faults.pop()
+        return await claim(executor, run_id, job_id)
+
+    monkeypatch.setattr(Executor, "_claim", faulty_claim)
+    run_id = await create(engine)
+
+    async with working(database_url, tasks):
+        run = await ended(engine, run_id)
+
+    assert (run.status, run.attempt_count) == (RunStatus.COMPLETED, 1)
 
 
 @pytest.fixture

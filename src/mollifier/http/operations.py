@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from litestar import Request, Response, get
@@ -14,11 +14,14 @@ from mollifier.errors import MollifierError
 from mollifier.http.openapi import documented
 from mollifier.http.render import json_response
 from mollifier.http.services import Services, services_of
+from mollifier.inspection import Counts
+from mollifier.postgres.presence import count_workers
 
 PROBE_DEADLINE_S = 2.0
 STALLED_MS = 30_000
-"""A buffer whose oldest queued entry is older than this has nobody who drains it."""
+"""A queued entry that is older than this waits longer than any drainer at work lets it."""
 
+T = TypeVar("T")
 State = Literal["ok", "degraded", "down", "off"]
 
 
@@ -45,12 +48,14 @@ async def healthz() -> Health:
 
 @get("/readyz", tags=["Operations"], summary="Can it take triggers?", operation_class=documented(key=None))
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
-    """Ask the database and the buffer's server. 503 when the database does not answer; a missing buffer only degrades."""
+    """Ask the database and the buffer's server. 503 when the database does not answer; a missing buffer only degrades.
+
+    The drainer is `down` when no worker is alive, and `degraded` when entries wait too long.
+    """
     services = services_of(request)
-    database, (buffer, drainer) = await asyncio.gather(_database(services), _buffer(services))
-    status: State = "down" if database == "down" else "degraded" if "degraded" in (buffer, drainer) else "ok"
-    ready = Readiness(status=status, database=database, buffer=buffer, drainer=drainer)
-    return json_response(ready, 503 if status == "down" else 200)
+    workers, buffer = await asyncio.gather(_workers(services), _buffer(services))
+    ready = _readiness(services, workers, buffer)
+    return json_response(ready, 503 if ready.status == "down" else 200)
 
 
 @get(
@@ -66,31 +71,42 @@ async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-async def _database(services: Services) -> State:
-    return "ok" if await _answers(services.database.ping()) else "down"
+def _readiness(services: Services, workers: int | None, counts: Counts | State) -> Readiness:
+    """Judge what was found: how many workers are alive, None without an answer, and what the buffer holds."""
+    database: State = "down" if workers is None else "ok"
+    buffer: State = "ok" if isinstance(counts, Counts) else counts
+    drainer = _drainer(services, workers, counts)
+    status: State = "down" if database == "down" else "ok" if {buffer, drainer} <= {"ok", "off"} else "degraded"
+    return Readiness(status=status, database=database, buffer=buffer, drainer=drainer)
 
 
-async def _buffer(services: Services) -> tuple[State, State]:
-    """Return the states of the buffer and of those who drain it."""
-    settings, buffer = services.settings, services.mollifier.buffer
-    if not settings.enabled:
-        return "off", "off"
-    drainer: State = "ok" if settings.drains else "off"
-    if buffer is None:
-        return "degraded", drainer
-    counts = await _answers(buffer.counts())
-    if counts is None:
-        return "degraded", "degraded" if settings.drains else "off"
-    if counts.oldest_ms is not None and counts.oldest_ms > STALLED_MS:
-        return "ok", "degraded"
-    return "ok", drainer
+def _drainer(services: Services, workers: int | None, counts: Counts | State) -> State:
+    if not services.settings.drains:
+        return "off"
+    if workers == 0:
+        return "down"
+    if workers is None or counts == "degraded":
+        return "degraded"
+    stalled = isinstance(counts, Counts) and counts.oldest_ms is not None and counts.oldest_ms > STALLED_MS
+    return "degraded" if stalled else "ok"
 
 
-async def _answers(question: Awaitable[Any]) -> Any:
-    """Return the answer, True for an empty one, and None where none comes in time."""
+async def _workers(services: Services) -> int | None:
+    return await _answer(count_workers(services.database))
+
+
+async def _buffer(services: Services) -> Counts | State:
+    """Return what the buffer holds; switched off, its server is not asked."""
+    if not services.settings.enabled:
+        return "off"
+    buffer = services.mollifier.buffer
+    return "degraded" if buffer is None else await _answer(buffer.counts()) or "degraded"
+
+
+async def _answer(question: Awaitable[T]) -> T | None:
+    """Return the answer, None where none comes in time."""
     try:
         async with asyncio.timeout(PROBE_DEADLINE_S):
-            answer = await question
+            return await question
     except (MollifierError, TimeoutError):
         return None
-    return True if answer is None else answer

@@ -49,6 +49,7 @@ class ApiServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 ws="none",
                 http="httptools",
                 lifespan="on",
@@ -104,7 +105,7 @@ def serve(
     settings: Settings,
     *,
     host: str = "127.0.0.1",
-    port: int = 8030,
+    port: int = 8000,
     log_file: Path | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, cast
@@ -27,6 +27,7 @@ from mollifier.settings import Settings, variable
 from mollifier.telemetry import Telemetry, describe
 
 CLAIM_RETRY_S = 1.0
+BACKGROUND_RETRY_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ async def running(settings: Settings, observability: Observability, on_fatal: On
         await _greet_database(services)
         if settings.active and mollifier.buffer is not None and not await _claim(mollifier.buffer):
             background.append(asyncio.create_task(_keep_claiming(mollifier.buffer, on_fatal)))
-        background.append(asyncio.create_task(flags.keep_refreshing()))
-        background.append(asyncio.create_task(services.authenticator.keep_recording()))
+        background.append(asyncio.create_task(_kept_up(flags.keep_refreshing)))
+        background.append(asyncio.create_task(_kept_up(services.authenticator.keep_recording)))
         yield services
     finally:
         for task in background:
@@ -108,7 +109,7 @@ async def _greet_database(services: Services) -> None:
     except SettingsError:
         raise
     except MollifierError as error:
-        _warn("mollifier.database_unavailable", describe(error))
+        _warn("mollifier.database_not_ready", describe(error))
 
 
 async def _claim(buffer: Buffer) -> bool:
@@ -131,6 +132,16 @@ async def _keep_claiming(buffer: Buffer, on_fatal: OnFatal) -> None:
                 return
     except SettingsError as error:
         on_fatal(error)
+
+
+async def _kept_up(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do background work again after whatever ended it."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            log.exception("mollifier.background_fault", extra={"fields": {"error": describe(error)}})
+        await asyncio.sleep(BACKGROUND_RETRY_S)
 
 
 def _warn(name: str, detail: str) -> None:

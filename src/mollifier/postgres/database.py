@@ -126,7 +126,7 @@ def _translation(error: BaseException | None, *, invalidated: bool = False) -> E
             return EngineUnavailableError(
                 f"the database is not up to date, run `mollifier migrate`: {_first_line(error)}"
             )
-        case psycopg.DataError():
+        case psycopg.DataError() | pg.ProgramLimitExceeded():
             return InvalidRequestError(FieldError("body", f"holds a value that cannot be stored: {_first_line(error)}"))
         case psycopg.OperationalError() | psycopg.InterfaceError() | OSError() | exc.TimeoutError():
             return EngineUnavailableError(f"the database cannot be reached: {_first_line(error)}")

@@ -33,7 +33,7 @@ from mollifier.postgres.database import Database
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
 from mollifier.postgres.rows import CHILDREN, expiry, progress_of, row_of, run_of
-from mollifier.postgres.slots import task_slot
+from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
 
 LOCKOUTS_MAX = 5
@@ -107,18 +107,13 @@ class PostgresRunEngine:
 
     async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
         """Look the keys up, in one round trip; in none when there are no keys."""
-        rows = [
-            {**row_of(Creation(snapshot=snapshot), snapshot.created_at), "id": None}
-            if snapshot.request_key is not None or snapshot.idempotency_key is not None
-            else None
-            for snapshot in snapshots
-        ]
-        keyed = [row for row in rows if row is not None]
+        asking = [_asking(snapshot) for snapshot in snapshots]
+        keyed = [row for row in asking if row["request_slot"] is not None or row["idempotency_slot"] is not None]
         if not keyed:
             return [None] * len(snapshots)
         async with self._database.statement() as connection:
             holders = await find_holders(connection, keyed)
-        return [None if row is None else standing(row, holders) for row in rows]
+        return [standing(row, holders) for row in asking]
 
     async def get_run(self, env_id: str, run_id: str) -> Run | None:
         """Read the run, in one round trip."""
@@ -249,6 +244,18 @@ class PostgresRunEngine:
 
     def _status(self, row: RowMapping) -> RunStatus:
         return run_of(row, self._clock()).status
+
+
+def _asking(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what a row says of its keys, without being anybody yet."""
+    return {
+        "id": None,
+        "environment_id": snapshot.env_id,
+        "created_at": snapshot.created_at,
+        "request_slot": request_slot(snapshot.request_key),
+        "idempotency_slot": task_slot(snapshot.task_id, snapshot.idempotency_key),
+        "debounce_slot": None,
+    }
 
 
 def _change(env_id: str, run_id: str) -> Any:

@@ -57,8 +57,11 @@ def _question(kinds: tuple[Kind, ...], *, many: bool) -> TextClause:
 async def find_holders(
     connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]
 ) -> Mapping[tuple[Kind, Any], Holder]:
-    """Return who holds the rows' ids, by ("run_id", id), and their keys, by (kind, (environment id, slot))."""
-    kinds = tuple(kind for kind, name in SLOTS.items() if any(row[name] is not None for row in rows))
+    """Return who holds the rows' ids, by ("run_id", id), and their keys, by (kind, (environment id, slot)).
+
+    Of each row the id, the environment and the slots are read.
+    """
+    kinds: tuple[Kind, ...] = tuple(kind for kind, name in SLOTS.items() if any(row[name] is not None for row in rows))
     many = len(rows) > 1
     columns = {"id": "id", "environment": "environment_id"} if kinds else {"id": "id"}
     for kind in kinds:

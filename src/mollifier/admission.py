@@ -76,20 +76,28 @@ class Admission:
         emits = {place: self._would(snapshots[place]) for place in places if actions[place] is Action.SHADOW_LOG}
         if not diverts:
             emits.update(await self._copy(snapshots, mollified))
-        to_hold = mollified if diverts else []
-        to_create = [place for place in places if place not in set(to_hold)]
+        to_hold = set(mollified) if diverts else set[int]()
+        to_create = [place for place in places if place not in to_hold]
+        answers: Answers = {}
         try:
-            answers = await self._create(snapshots, to_create, emits)
-        except EngineUnavailableError:
-            if not diverts or any(inputs[place].bypasses for place in to_create):
-                raise
-            answers = await self._hold(snapshots, places, claim)
-            if len(answers) < len(places):
-                raise
-        else:
-            answers.update(await self._hold(snapshots, to_hold, claim))
-            homeless = [place for place in to_hold if place not in answers]
-            answers.update(await self._create(snapshots, homeless, emits))
+            try:
+                answers.update(await self._create(snapshots, to_create, emits))
+            except EngineUnavailableError:
+                if not diverts or any(inputs[place].bypasses for place in to_create):
+                    raise
+                answers.update(await self._hold(snapshots, places, claim))
+                if len(answers) < len(places):
+                    raise
+            else:
+                answers.update(await self._hold(snapshots, sorted(to_hold), claim))
+                homeless = [place for place in places if place not in answers]
+                answers.update(await self._create(snapshots, homeless, emits))
+        except Exception:
+            # What is held stays held without an answer: an audit that misses its event would miss the entry.
+            for triggered in answers.values():
+                for emit in triggered.after_answer:
+                    emit()
+            raise
         return [answers[place] for place in places]
 
     async def _decide(self, inputs: Sequence[GateInputs]) -> Sequence[Action]:

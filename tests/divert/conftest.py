@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
 from mollifier.buffer import Buffer
+from mollifier.embedded import EmbeddedStack, Stack
 from mollifier.engine import Creation
 from mollifier.facade import Mollifier
 from mollifier.keys import Keyspace
-from mollifier.model import Environment, Run, TriggerRequest
+from mollifier.model import Debounce, Environment, Run, TriggerRequest
 from mollifier.postgres.catalog import PostgresTaskCatalog, record_tasks
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
+from mollifier.postgres.migrate import migrate_async
 from mollifier.server import connect
 from mollifier.settings import Settings
 from tests.core.support import until
@@ -21,6 +24,7 @@ from tests.core.support import until
 ENVIRONMENT = Environment(
     id="env_a", name="prod", project_id="proj_a", org_id="org_a", org_flags={"mollifierEnabled": True}
 )
+DEBOUNCED = Debounce(key="d", delay=timedelta(hours=1))
 STRANGER = Environment(id="env_b", name="prod", project_id="proj_a", org_id="org_a", org_flags={})
 
 
@@ -101,3 +105,25 @@ async def holding(house: House) -> House:
     """The house, its tenant tripped."""
     await house.trip()
     return house
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[tuple[Stack, House]]:
+    """A house on servers of its own, which a test may stop."""
+    async with EmbeddedStack(durable=False) as stack:
+        await migrate_async(stack.database_url)
+        settings = Settings(
+            enabled=True,
+            divert=True,
+            redis_url=stack.redis_url,
+            database_url=stack.database_url,
+            partitions=4,
+            gate_deadline_ms=1_000,
+            accept_deadline_ms=1_000,
+        )
+        async with Database(stack.database_url, deadline_s=2) as database:
+            await record_tasks(database, {"echo": "mollifier.demo_tasks"})
+            house = House(settings, database)
+            await house.trigger()
+            yield stack, house
+            await house.mollifier.aclose()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 from msgspec.structs import replace
 
 from mollifier import snapshots
-from mollifier.embedded import EmbeddedStack, Stack
-from mollifier.engine import Creation
+from mollifier.embedded import Stack
+from mollifier.engine import CreateOutcome, Creation
 from mollifier.errors import EngineUnavailableError
 from mollifier.facade import Mollifier
 from mollifier.model import EntryKind, RunFilter, RunStatus, Snapshot
-from mollifier.postgres.catalog import PostgresTaskCatalog, record_tasks
+from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
-from mollifier.postgres.migrate import migrate_async
-from mollifier.settings import Settings
 from tests.core.support import until
 from tests.divert.conftest import ENVIRONMENT, House
 
@@ -32,7 +30,7 @@ class CountingEngine(PostgresRunEngine):
         super().__init__(database)
         self.sizes: list[int] = []
 
-    async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[object]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
         self.sizes.append(len(creations))
         return await super().create_held_runs(creations)
 
@@ -110,7 +108,7 @@ async def test_attempts_exhausted_leave_a_run_in_system_failure_with_the_error(h
     run_id = await holding.trigger(idempotency_key="k")
 
     class Refusing(PostgresRunEngine):
-        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[object]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
             if creations[0].ending is None:
                 raise RuntimeError("no room today")
             return await super().create_held_runs(creations)
@@ -148,22 +146,6 @@ async def test_a_held_trigger_on_an_idle_system_is_drained_without_waiting_for_a
         run_id = await holding.trigger()
         await until(lambda run_id=run_id: is_created(run_id))
     await drainer.stop()
-
-
-@pytest.fixture
-async def own(tmp_path: object) -> AsyncIterator[tuple[Stack, House]]:
-    """A house on servers of its own, which a test may stop."""
-    async with EmbeddedStack(durable=False) as stack:
-        await migrate_async(stack.database_url)
-        settings = Settings(
-            enabled=True, divert=True, redis_url=stack.redis_url, database_url=stack.database_url, partitions=4
-        )
-        async with Database(stack.database_url, deadline_s=2) as database:
-            await record_tasks(database, {"echo": "mollifier.demo_tasks"})
-            house = House(settings, database)
-            await house.trigger()
-            yield stack, house
-            await house.mollifier.aclose()
 
 
 async def test_an_outage_of_the_database_loses_no_trigger_and_costs_no_attempt(own: tuple[Stack, House]) -> None:

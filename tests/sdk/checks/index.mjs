@@ -7,5 +7,6 @@ import "./changes.mjs";
 import "./lists.mjs";
 import "./inside.mjs";
 import "./errors.mjs";
+import "./batches.mjs";
 
 export { checks } from "./check.mjs";

@@ -51,6 +51,16 @@ check(
 );
 
 check(
+  "a payload of a hundred thousand characters comes back whole",
+  () => trigger({ text: "é".repeat(60_000) }),
+  async (handle) => {
+    const { payload, ...run } = await retrieve(handle);
+    assert.equal(payload.text, "é".repeat(60_000));
+    return run;
+  },
+);
+
+check(
   "a run has the options it was triggered with",
   () =>
     trigger("options", {

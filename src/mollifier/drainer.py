@@ -34,6 +34,7 @@ GiveUp = Callable[[Entry, BaseException], Awaitable[bool]]
 """Makes an entry's failure visible elsewhere, so that the entry can go; False when it must stay as failed."""
 
 _MOST_REFUSALS = 20
+_UNWIND_S = 0.5
 _RETRY_BASE_MS = 200
 _RETRY_CAP_MS = 30_000
 
@@ -134,13 +135,18 @@ class Drainer:
                 left_s = max(0.0, deadline - self._monotonic())
                 _, hung = await asyncio.wait(set(self._handling), timeout=left_s)
                 pending |= hung
-        for task in (*pending, *others):
-            task.cancel()
+        left = self.in_flight
         self._loops = ()
+        ended = {*pending, *others}
+        for task in ended:
+            task.cancel()
+        if ended:
+            # A cancelled call hands its connection back on the way out; a handler that will not end is not waited for.
+            await asyncio.wait(ended, timeout=_UNWIND_S)
         if pending:
             log.warning(
                 "mollifier.drainer_stop_deadline",
-                extra={"fields": {"timeout_ms": timeout_ms, "entries_in_flight": self.in_flight}},
+                extra={"fields": {"timeout_ms": timeout_ms, "entries_in_flight": left}},
             )
         return not pending
 

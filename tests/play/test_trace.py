@@ -144,7 +144,7 @@ def test_a_limit_stops_before_what_lies_beyond_it(file: Path) -> None:
 
 def test_a_survey_counts_arrivals_the_densest_moment_and_the_environments(file: Path) -> None:
     file.write_bytes(b"TIMESTAMP,env\n0,a\n1,b\n1.05,a\n1.1999,c\n1.2,a\n5,b\n")
-    seen = survey(read_trace(file, env_column="env"))
+    seen = survey(read_trace(file, env_column="env"), window_ns=200_000_000)
     assert (seen.arrivals, seen.span_ns, seen.peak, seen.envs) == (6, 5_000_000_000, 3, ("a", "b", "c"))
 
 

@@ -77,6 +77,15 @@ async def test_calls_one_after_the_other_share_a_connection_and_calls_at_once_do
         assert server.connections == 4
 
 
+async def test_connections_that_were_opened_ahead_are_those_that_calls_use() -> None:
+    async with serving(lambda _: OK) as server, origin_of(server) as origin:
+        await origin.open(60)
+        while server.connections < 60:
+            await asyncio.sleep(0)
+        await asyncio.gather(*(origin.post(origin.head("/", {}), b"") for _ in range(60)))
+        assert server.connections == 60
+
+
 async def test_a_connection_that_has_been_idle_for_long_is_not_used_again() -> None:
     now_s = 0.0
     async with serving(lambda _: OK) as server, origin_of(server, lambda: now_s) as origin:

@@ -58,15 +58,15 @@ async def _play(environment: ChildEnvironment, log: Path, *, as_json: bool) -> i
     from mollifier.play.stage import embedded_stage
 
     times, marker = story.arrivals(), Marker(secrets.token_hex(4))
+    threshold, window_ms = environment.settings.trip_threshold, environment.settings.trip_window_ms
+    peak = story.densest([at_s for at_s, place in times if place == 0], window_ms / 1000)
+    burst = {"peak": peak, "window_ms": window_ms, "threshold": threshold}
     async with embedded_stage(environment, story.organizations(), log=log, on_progress=report) as stage:
         with progress_bar(stderr(), len(times)) as show:
             session = Session(
-                stage.system, stage.tenants, task_id="echo", marker=marker, report=show, until_executed=True
+                stage.system, stage.tenants, task_id="echo", marker=marker, report=show, peak=peak, until_executed=True
             )
             played = await stage.alongside(session.play(story.calls(times, marker)))
-    threshold, window_ms = environment.settings.trip_threshold, environment.settings.trip_window_ms
-    noisy = [at_s for at_s, place in times if place == 0]
-    burst = {"peak": story.densest(noisy, window_ms / 1000), "window_ms": window_ms, "threshold": threshold}
     tenants = dict(zip((part.name for part in story.STORY), played.tenants, strict=True))
     if as_json:
         _print_record(played, tenants, burst)
@@ -100,7 +100,7 @@ def _show(played: Played, tenants: dict[str, TenantFigures], burst: dict[str, in
         ("What happened", [_story(tenants, burst), _STEPS[mode]]),
         ("Tenant by tenant", [_tenants_table(tenants, mode), _reading(tenants, mode)]),
         ("The books", [figures_table(played), _audited(played), verdict(played)]),
-        ("What to try next", [_next_steps(mode)]),
+        ("What to try next", []),
     ]
     for title, parts in sections:
         console.print()
@@ -108,6 +108,10 @@ def _show(played: Played, tenants: dict[str, TenantFigures], burst: dict[str, in
         for part in parts:
             if part:
                 console.print(Padding(part, (1, 0, 0, 2)))
+    console.print()
+    for line in _next_steps(mode):
+        # Never folded: it is there to be copied.
+        console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
 def _story(tenants: dict[str, TenantFigures], burst: dict[str, int]) -> str:
@@ -144,8 +148,12 @@ def _reading(tenants: dict[str, TenantFigures], mode: Mode) -> str:
     others = (
         "every other tenant's triggers passed untouched" if len(caught) < len(tenants) else "every tenant was over it"
     )
-    verb = "would have been held" if mode is Mode.SHADOW else "was recognised as a burst"
-    return f"Only what {', '.join(caught)} sent above the threshold {verb}; {others}."
+    if mode is Mode.SHADOW:
+        return f"Only what {', '.join(caught)} sent above the threshold would have been held; {others}."
+    return (
+        f"Only what {', '.join(caught)} sent above the threshold was recognised as a burst; {others}. In this mode the database still takes "
+        "the whole burst, so everybody waits for it a while: sparing them that is what holding, the step after this one, is for."
+    )
 
 
 def _audited(played: Played) -> str:
@@ -158,13 +166,19 @@ def _audited(played: Played) -> str:
     )
 
 
-def _next_steps(mode: Mode) -> str:
+def _next_steps(mode: Mode) -> tuple[str, ...]:
     another = Mode.SHADOW if mode is not Mode.SHADOW else Mode.MONITOR
+    commands = {
+        "mollifier dev": "keep all of this running, with an API key to use",
+        f"mollifier demo --mode {another}": "the same burst at another step of the rollout",
+        "mollifier replay FILE --embedded": "arrivals of your own, from a CSV file",
+    }
     return (
-        "[bold]mollifier dev[/bold]                       keep all of this running, with an API key to use\n"
-        f"[bold]mollifier demo --mode {another:<8}[/bold]       the same burst at another step of the rollout\n"
-        "[bold]mollifier replay FILE --embedded[/bold]    arrivals of your own, from a CSV file\n\n"
-        "With `mollifier dev` running, a trigger is one call:\n\n"
-        "curl http://127.0.0.1:8000/api/v1/tasks/echo/trigger \\\n"
-        "  -H 'Authorization: Bearer API_KEY' -H 'Content-Type: application/json' -d '{\"payload\": {\"hello\": \"world\"}}'"
+        *(f"{command:<34}{what}" for command, what in commands.items()),
+        "",
+        "With `mollifier dev` running, a trigger is one call:",
+        "",
+        "curl http://127.0.0.1:8000/api/v1/tasks/echo/trigger -H 'Authorization: Bearer API_KEY' \\",
+        """  -H 'Content-Type: application/json' -d '{"payload": {"hello": "world"}}'""",
+        "",
     )

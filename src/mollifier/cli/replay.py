@@ -120,12 +120,13 @@ async def _play(
 ) -> int:
     from mollifier.play.client import Marker
     from mollifier.play.render import as_record, figures_table, progress_bar, verdict
+    from mollifier.play.replay import PEAK_WINDOW_MS
     from mollifier.play.session import Session
 
     marker = Marker(secrets.token_hex(4))
     async with stage as ready:
         with progress_bar(stderr(), seen.arrivals) as show:
-            session = Session(ready.system, ready.tenants, task_id=task, marker=marker, report=show)
+            session = Session(ready.system, ready.tenants, task_id=task, marker=marker, report=show, peak=seen.peak)
             played = await ready.alongside(session.play(score.calls(seen, marker)))
     if as_json:
         print_json(as_record(played))
@@ -134,7 +135,7 @@ async def _play(
     else:
         console = stdout()
         console.print(figures_table(played))
-        console.print(f"\nThe trace's densest moment at this speed: {seen.peak_at(score.speed)}.")
+        console.print(f"\nThe trace's densest moment at this speed: {seen.peak} calls within {PEAK_WINDOW_MS} ms.")
         console.print(verdict(played))
     return 1 if played.imbalances else 0
 

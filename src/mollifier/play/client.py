@@ -16,6 +16,7 @@ import msgspec
 from mollifier.model import Tenant
 from mollifier.play.wire import CALL_TIMEOUT_S, Origin, WireError
 
+CONNECTIONS_MAX = 1000
 _COMPLAINTS_KEPT = 5
 _OK = 200
 _CLIENT_ERRORS = range(400, 500)
@@ -112,6 +113,11 @@ class TriggerClient:
         else:
             answers.errors += 1
         answers.complain(f"{status}: {_reason(body)}")
+
+    async def open(self, connections: int) -> None:
+        """Open so many connections, to all API processes together, ahead of the calls. Raises WireError."""
+        for origin in self._origins:
+            await origin.open(ceil(min(connections, CONNECTIONS_MAX) / len(self._origins)))
 
     async def __aenter__(self) -> Self:
         _allow_many_connections()

@@ -42,9 +42,9 @@ def figures(played: Played) -> list[Figure]:
         every.append(Figure("shadow_log", books.shadow_log, "the gate saw a burst and only logged it"))
     if buffering:
         every += [
-            Figure("mollify", books.mollify, "the gate saw a burst and held the trigger's snapshot"),
-            Figure("buffered", books.buffered, "snapshots that went into the buffer"),
-            Figure("drained", books.drained, "snapshots that came out of it again"),
+            Figure("mollify", books.mollify, "the gate saw a burst: the trigger's snapshot goes to the buffer"),
+            Figure("buffered", books.buffered, "snapshots that went into it"),
+            Figure("drained", books.drained, "snapshots that came out again"),
             Figure("hash_mismatches", books.hash_mismatches, "snapshots that came out other than they went in"),
         ]
     every += [

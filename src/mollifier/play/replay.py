@@ -10,6 +10,7 @@ from mollifier.play.client import Call, Marker
 from mollifier.play.trace import Arrival, Survey, TraceError, read_trace, survey
 
 ENVIRONMENTS_MAX = 1000
+PEAK_WINDOW_MS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,11 @@ class Score:
         return read_trace(self.path, time_column=self.time_column, env_column=self.env_column, limit=self.limit)
 
     def survey(self) -> Survey:
-        """Read the whole trace once, so that nothing in it can stop the play halfway. Raises TraceError."""
-        seen = survey(self.arrivals())
+        """Read the whole trace once, so that nothing in it can stop the play halfway. Raises TraceError.
+
+        Its peak is the most calls that will leave within PEAK_WINDOW_MS.
+        """
+        seen = survey(self.arrivals(), window_ns=max(1, int(PEAK_WINDOW_MS * 1_000_000 * self.speed)))
         if self.environments is None and len(seen.envs) > ENVIRONMENTS_MAX:
             detail = f"column {self.env_column!r} has {len(seen.envs)} values, each an environment: spread them over fewer with --envs"
             raise TraceError(self.path, None, detail)

@@ -21,7 +21,6 @@ from mollifier.errors import MollifierError
 
 DEFAULT_TIME_COLUMN = "TIMESTAMP"
 LINE_BYTES_MAX = 1024 * 1024
-PEAK_WINDOW_NS = 200_000_000
 _FIELD_CHARACTERS_MAX = LINE_BYTES_MAX
 _NUMBER_CHARACTERS_MAX = 15
 _NS = 1_000_000_000
@@ -50,16 +49,12 @@ class Arrival(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """A trace as a whole: its arrivals, how long it lasts, the most arrivals in any 200 ms of it, and the values of its env column."""
+    """A trace as a whole: its arrivals, how long it lasts, the most arrivals in any window of it, and the values of its env column."""
 
     arrivals: int
     span_ns: int
     peak: int
     envs: tuple[str, ...]
-
-    def peak_at(self, speed: float) -> str:
-        """Say how dense the trace gets; the window shrinks as the speed grows."""
-        return f"{self.peak} arrivals within {PEAK_WINDOW_NS / 1e6 / speed:g} ms"
 
 
 def read_trace(
@@ -77,7 +72,7 @@ def read_trace(
         raise TraceError(path, None, f"cannot be read: {error.strerror or error}") from error
 
 
-def survey(arrivals: Iterable[Arrival], *, window_ns: int = PEAK_WINDOW_NS) -> Survey:
+def survey(arrivals: Iterable[Arrival], *, window_ns: int) -> Survey:
     """Go through all arrivals, and so find out whether the whole trace can be played; `window_ns` is the peak's."""
     count = span_ns = peak = 0
     envs: dict[str, None] = {}

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import httptools
 
 CALL_TIMEOUT_S = 60.0
-# Below what servers usually wait (5 s), so that no call leaves on a connection that its server is closing.
-KEEP_ALIVE_S = 3.0
+# Below what servers and proxies in front of them wait (60 s and more), so that few calls leave on a connection that is being closed.
+KEEP_ALIVE_S = 50.0
+_OPENED_AT_ONCE = 50
 
 
 class WireError(Exception):
@@ -68,6 +69,17 @@ class Origin:
             connection.close()
         return answer
 
+    async def open(self, connections: int) -> None:
+        """Open so many connections ahead of the calls: a server may take new ones up slowly, one for each turn of its event loop.
+
+        Raises WireError.
+        """
+        while len(self._idle) < connections:
+            missing = min(connections - len(self._idle), _OPENED_AT_ONCE)
+            for connection in await asyncio.gather(*(self._connect() for _ in range(missing))):
+                connection.keeps_alive = True
+                self._idle.append((connection, self._clock()))
+
     async def close(self) -> None:
         """Close every connection."""
         for connection in self._open:
@@ -103,18 +115,18 @@ class _Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._answered: asyncio.Future[Answer] | None = None
         self.closed = asyncio.get_running_loop().create_future()
-        self._keeps_alive = False
+        self.keeps_alive = False
 
     @property
     def is_reusable(self) -> bool:
         """Whether another call may be sent on it."""
-        return self._keeps_alive and self._transport is not None and not self._transport.is_closing()
+        return self.keeps_alive and self._transport is not None and not self._transport.is_closing()
 
     async def ask(self, request: bytes) -> Answer:
         if self._transport is None or self._transport.is_closing():
             raise WireError("the connection was closed")
         self._answered = asyncio.get_running_loop().create_future()
-        self._keeps_alive = False
+        self.keeps_alive = False
         self._transport.write(request)
         return await self._answered
 
@@ -149,7 +161,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         answer = Answer(self._parser.get_status_code(), b"".join(self._body))
         self._body.clear()
-        self._keeps_alive = self._parser.should_keep_alive()
+        self.keeps_alive = self._parser.should_keep_alive()
         if self._answered is not None and not self._answered.done():
             self._answered.set_result(answer)
 

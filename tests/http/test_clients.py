@@ -14,7 +14,7 @@ async def test_turning_back_wins_over_the_cursor_that_led_to_the_page(api: Api, 
     for _ in range(3):
         await api.trigger(tenant)
 
-    async def page(**cursors: str) -> dict[str, list[dict[str, str]]]:
+    async def page(**cursors: str) -> dict[str, Any]:
         query = {"page[size]": "1", **{f"page[{name}]": cursor for name, cursor in cursors.items()}}
         return (await api.client.get("/api/v1/runs", params=query, headers=bearer(tenant))).json()
 

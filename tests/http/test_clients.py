@@ -1,5 +1,7 @@
 """What the official SDKs rely on beyond the routes: how they retry, and how they turn pages."""
 
+from typing import Any
+
 from mollifier.model import Tenant
 from tests.http.conftest import Api, bearer
 

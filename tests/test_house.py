@@ -22,7 +22,20 @@ OS_ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
 
 # Everything else in the package is core, and so has to do inside somebody else's application.
 EDGES = {
-    *("__main__", "_child", "_guard", "audit", "cli", "config", "development", "embedded", "http", "play", "postgres"),
+    *(
+        "__main__",
+        "_child",
+        "_guard",
+        "audit",
+        "child_environment",
+        "cli",
+        "config",
+        "development",
+        "embedded",
+        "http",
+        "play",
+        "postgres",
+    ),
     *("observability", "processes", "rollout", "worker"),
 }
 CORE = [module for module in MODULES if module.relative_to(PACKAGE).parts[0].removesuffix(".py") not in EDGES]

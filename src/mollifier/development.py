@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from mollifier.child_environment import ChildEnvironment
 from mollifier.embedded import EmbeddedStack
 from mollifier.flags import ORG_FLAG
 from mollifier.model import Tenant
@@ -17,7 +18,7 @@ from mollifier.postgres.authentication import Authenticator
 from mollifier.postgres.database import Database
 from mollifier.postgres.migrate import migrate_async
 from mollifier.postgres.tenants import Tenants
-from mollifier.processes import ChildEnvironment, running
+from mollifier.processes import running
 from mollifier.rollout import Mode
 
 CREDENTIALS = "credentials.json"

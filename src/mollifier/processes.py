@@ -21,13 +21,11 @@ from typing import Any, NoReturn, TypeVar
 import aiohttp
 import uvloop
 
-from mollifier import config
+from mollifier.child_environment import ChildEnvironment
 from mollifier.embedded import Stack
 from mollifier.errors import MollifierError, SettingsError
 from mollifier.rollout import Mode
-from mollifier.settings import PREFIX, variable
 
-DEMO_TASKS = "mollifier.demo_tasks"
 HOST = "127.0.0.1"
 START_S = 60.0
 STOP_S = 40.0
@@ -36,10 +34,6 @@ _TAIL_BYTES = 4000
 _OK = 200
 _SIGNALLED = 128
 T = TypeVar("T")
-_SERVER_VARIABLES = frozenset(
-    {variable("database_url"), variable("redis_url")}
-    | {variable(f"redis_{part}") for part in ("host", "port", "username", "password", "tls")}
-)
 
 
 class ProcessError(MollifierError):
@@ -48,49 +42,6 @@ class ProcessError(MollifierError):
     def __init__(self, detail: str, tail: str = "") -> None:
         super().__init__(detail)
         self.tail = tail
-
-
-class ChildEnvironment:
-    """What API and worker processes are started with: this process's environment, the stack's servers, and the rollout's step.
-
-    Configured servers are left out, and named in `ignored`. A mode that was asked for beats MOLLIFIER_ENABLED, _SHADOW_MODE and _DIVERT of
-    the environment, named in `overruled`; without one these beat the default, monitor. `mode` is what comes of it. Raises SettingsError,
-    naming the variable, for a setting with which the processes would not start. `settings` are those of
-    the environment itself. `defaults` are variables for where it has none.
-    """
-
-    def __init__(
-        self, inherited: Mapping[str, str], asked: Mode | None, defaults: Mapping[str, str] | None = None
-    ) -> None:
-        kept = {
-            name.upper() if name.upper().startswith(PREFIX) else name: text
-            for name, text in inherited.items()
-            if text or not name.upper().startswith(PREFIX)
-        }
-        self.ignored = sorted(_SERVER_VARIABLES & kept.keys())
-        for name in self.ignored:
-            del kept[name]
-        kept = {**(defaults or {}), **kept}
-        given = config.load(kept)
-        step = asked or Mode.MONITOR
-        set_here = {name: bool(getattr(given, name)) for name in step.settings if variable(name) in kept}
-        differing = sorted(variable(name) for name, value in set_here.items() if value != step.settings[name])
-        self.overruled = differing if asked is not None else []
-        self.mode = step if asked is not None else step.under(set_here)
-        rollout = {variable(name): str(int(value)) for name, value in step.settings.items()}
-        self.variables = {**kept, **rollout} if asked is not None else {**rollout, **kept}
-        self.variables[variable("tasks")] = ",".join(dict.fromkeys([DEMO_TASKS, *given.tasks]))
-        self.settings = given
-
-    @classmethod
-    def of_this_process(cls, asked: Mode | None, defaults: Mapping[str, str] | None = None) -> ChildEnvironment:
-        """Return what this process's own environment makes of the mode."""
-        return cls(os.environ, asked, defaults)
-
-    def on(self, stack: Stack, admin_token: str) -> dict[str, str]:
-        """Return all variables, for the servers of this stack."""
-        ours = {"redis_url": stack.redis_url, "database_url": stack.database_url, "admin_token": admin_token}
-        return {**self.variables, **{variable(name): text for name, text in ours.items()}}
 
 
 @dataclass
@@ -221,13 +172,19 @@ async def running(
     stack: Stack, environment: ChildEnvironment, *, admin_token: str, output: Path, ports: Sequence[int]
 ) -> AsyncGenerator[Processes]:
     """Run one worker and one API process per port until the block is left. Raises ProcessError when one does not get ready."""
-    processes = Processes(environment.on(stack, admin_token), output)
+    variables = environment.on(redis_url=stack.redis_url, database_url=stack.database_url, admin_token=admin_token)
+    processes = Processes(variables, output)
     async with AsyncExitStack() as at_end:
         at_end.push_async_callback(processes.stop)
         await processes.start_worker()
         await processes.start_apis(ports)
         await processes.ready()
         yield processes
+
+
+def child_environment(asked: Mode | None, defaults: Mapping[str, str] | None = None) -> ChildEnvironment:
+    """Return what this process's own environment and the mode that was asked for make. Raises SettingsError."""
+    return ChildEnvironment(os.environ, asked, defaults)
 
 
 def check_port(port: int) -> int:

@@ -1,4 +1,4 @@
-"""The steps of the rollout as the embedded commands take them: which settings and which flag make an organization's step."""
+"""The steps of the rollout as the embedded commands take them: which flag and which settings make a step."""
 
 from __future__ import annotations
 

@@ -1,23 +1,19 @@
 """What API and worker are started with, given what the environment holds and which mode was asked for."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
 from mollifier import config
-from mollifier.embedded import Stack
+from mollifier.child_environment import ChildEnvironment
 from mollifier.errors import SettingsError
-from mollifier.processes import ChildEnvironment
 from mollifier.rollout import Mode
 from mollifier.settings import Settings
 
 
 def settings_of(environment: ChildEnvironment) -> Settings:
-    stack = Stack.__new__(Stack)
-    for name, value in {"redis_url": "redis://ours", "database_url": "postgresql://ours/db", "data": Path()}.items():
-        object.__setattr__(stack, name, value)
-    return config.load(environment.on(stack, "token"))
+    ours = {"redis_url": "redis://ours", "database_url": "postgresql://ours/db", "admin_token": "token"}
+    return config.load(environment.on(**ours))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from mollifier.play.client import Marker, percentile
 from mollifier.play.demo import arrivals, densest
 from mollifier.play.evidence import EvidenceError, parse_decisions
 from mollifier.play.journal import Journal
-from mollifier.play.session import until
+from mollifier.play.waiting import until
 
 METRICS = """\
 # HELP mollifier_decisions_total What the gate decided

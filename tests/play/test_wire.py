@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from mollifier.errors import SettingsError
 from mollifier.model import Tenant
 from mollifier.play.client import Call, Marker, TriggerClient
 from mollifier.play.wire import KEEP_ALIVE_S, Answer, Origin, WireError
@@ -135,7 +136,7 @@ async def test_a_server_that_is_not_there_is_an_error() -> None:
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://a", "http://"])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="is no URL of an API"):
+    with pytest.raises(SettingsError, match="is no URL of an API"):
         Origin(url)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from mollifier.child_environment import ChildEnvironment
     from mollifier.play.session import Played, TenantFigures
-    from mollifier.processes import ChildEnvironment
 
 _STEPS = {
     Mode.OFF: "Mollifier is switched off: triggers take the path they would take without it, and the buffer's server is not even connected to.",

@@ -15,7 +15,7 @@ from mollifier.cli.output import note, stderr, tell_warnings
 from mollifier.rollout import Mode
 
 if TYPE_CHECKING:
-    from mollifier.processes import ChildEnvironment
+    from mollifier.child_environment import ChildEnvironment
 
 ModeOption = Annotated[
     Mode | None,
@@ -28,10 +28,10 @@ def child_environment(mode: Mode | None, defaults: Mapping[str, str] | None = No
 
     `defaults` are variables for where the environment has none. Raises SettingsError.
     """
-    from mollifier.processes import ChildEnvironment
+    from mollifier import processes
 
     with tell_warnings():
-        environment = ChildEnvironment.of_this_process(mode, defaults)
+        environment = processes.child_environment(mode, defaults)
     if environment.ignored:
         note(f"mollifier: this command starts servers of its own; ignored: {', '.join(environment.ignored)}")
     if environment.overruled:

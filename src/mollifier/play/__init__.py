@@ -1,5 +1,6 @@
-"""Playing arrivals against the real HTTP API and closing the books on what became of them.
+"""Playing arrivals against the real HTTP API, and closing the books on what became of them.
 
-In reading order: `trace` reads arrivals (`bursts` makes some up), `player` says when a call leaves, `client` makes it, `evidence`
-asks the system what it did, `books` compares the two, `session` runs all of it, `render` shows it.
+In reading order: `trace` reads arrivals (`bursts` makes some up) and `replay` and `demo` turn them into calls; `player` says when a
+call leaves, `client` and `wire` make it; `evidence`, `journal` and `runs` ask the system what it did; `books` compares; `session` goes
+through all of it, on a `stage` set up for it or with a `remote` system; `render` shows what came of it.
 """

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import aiohttp
 import msgspec
@@ -24,7 +21,9 @@ from mollifier.play.client import Answers, Call, Marker, TriggerClient, all_late
 from mollifier.play.evidence import Decisions, connections_received, read_decisions, read_left_in_buffer
 from mollifier.play.journal import Journal
 from mollifier.play.player import Player
+from mollifier.play.process import undisturbed
 from mollifier.play.runs import count_statuses, find_runs, unfinished
+from mollifier.play.waiting import until
 from mollifier.postgres.database import Database
 from mollifier.rollout import Mode
 
@@ -35,8 +34,6 @@ ASK_TIMEOUT_S = 30.0
 PATIENCE_BUFFER_S = 45.0
 PATIENCE_LOG_S = 5.0
 PATIENCE_RUNS_S = 30.0
-PRIORITY_STEPS = 10
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +142,20 @@ class Session:
             Database(self._system.database_url, pool_size=2) as database,
         ):
             before = await read_decisions(http, self._system.api_urls)
+            left_before = await self._left_in_buffer(http) if self._system.shared else 0
             await client.open(self._peak)
             player = Player(client.send)
             started_s = time.perf_counter()
-            with _undisturbed():
+            with undisturbed():
                 async with self._reporting("playing", client.answers):
                     await player.play(calls)
             seconds = time.perf_counter() - started_s
             accepted = {call: run_id for each in client.answers for call, run_id in each.run_ids.items()}
             async with self._reporting("waiting for the buffer to drain", client.answers):
                 decisions = (await read_decisions(http, self._system.api_urls)).since(before)
-                left, connections, audit = await self._come_to_rest(http, decisions, set(accepted.values()))
+                left, connections, audit = await self._come_to_rest(
+                    http, decisions, set(accepted.values()), left_before
+                )
             async with self._reporting("waiting for the runs to be executed", client.answers):
                 executed = await self._executed(database, since) if self._until_executed else None
             async with self._reporting("closing the books", client.answers):
@@ -219,7 +219,7 @@ class Session:
         )
 
     async def _come_to_rest(
-        self, http: aiohttp.ClientSession, decisions: Decisions, run_ids: set[str]
+        self, http: aiohttp.ClientSession, decisions: Decisions, run_ids: set[str], left_before: int
     ) -> tuple[int, int | None, Report | None]:
         """Wait until the buffer is empty and every event is in the log, or nothing moves any more."""
         # Asking for the buffer opens a connection to its server, so the count of those comes first.
@@ -229,7 +229,7 @@ class Session:
         mollified, shadowed = decisions.outcomes["mollify"], decisions.outcomes["shadow_log"]
 
         async def look() -> tuple[int, Report | None]:
-            left = await read_left_in_buffer(http, self._system.api_urls[0], self._system.admin_token)
+            left = max(0, await self._left_in_buffer(http) - left_before)
             return left, None if self._journal is None else self._journal.read()
 
         def is_at_rest(seen: tuple[int, Report | None]) -> bool:
@@ -247,6 +247,9 @@ class Session:
 
         left, audit = await until(look, is_at_rest, patience_s)
         return left, connections, audit
+
+    async def _left_in_buffer(self, http: aiohttp.ClientSession) -> int:
+        return await read_left_in_buffer(http, self._system.api_urls[0], self._system.admin_token)
 
     async def _connections(self) -> int | None:
         before, redis_url = self._system.connections_before, self._system.redis_url
@@ -276,45 +279,3 @@ class Session:
             with suppress(asyncio.CancelledError):
                 await reporting
             self._report(what, answers)
-
-
-@contextmanager
-def _undisturbed() -> Generator[None]:
-    """Keep this process from being late for reasons of its own: it stands for callers elsewhere.
-
-    What exists by now is taken from the garbage collector, which would stop the play for 0.1 s to look at it again. Where the system
-    allows it (to root), this process goes before others; Linux weighs sessions first and processes within each after that.
-    """
-    gc.collect()
-    gc.freeze()
-    _set_priority(-PRIORITY_STEPS)
-    try:
-        yield
-    finally:
-        _set_priority(0)
-        gc.unfreeze()
-
-
-def _set_priority(nice: int) -> None:
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(nice))
-
-
-async def until(
-    look: Callable[[], Awaitable[T]],
-    is_done: Callable[[T], bool],
-    patience_s: Callable[[T], float],
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> T:
-    """Look until it is done, or until what is seen has not changed for as long as `patience_s` says; return what was seen last."""
-    seen, changed_s = await look(), clock()
-    while not is_done(seen) and clock() - changed_s < patience_s(seen):
-        await sleep(0.1)
-        now = await look()
-        if now != seen:
-            seen, changed_s = now, clock()
-    return seen

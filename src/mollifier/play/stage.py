@@ -14,7 +14,8 @@ from mollifier.embedded import EmbeddedStack
 from mollifier.flags import ORG_FLAG
 from mollifier.model import Tenant
 from mollifier.play.evidence import connections_received
-from mollifier.play.session import System, until
+from mollifier.play.session import System
+from mollifier.play.waiting import until
 from mollifier.postgres.database import Database
 from mollifier.postgres.migrate import migrate_async
 from mollifier.postgres.tables import tasks

@@ -16,13 +16,15 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from mollifier.errors import MollifierError, SettingsError
+
 CALL_TIMEOUT_S = 60.0
 # Below what servers and proxies in front of them wait (60 s and more), so that few calls leave on a connection that is being closed.
 KEEP_ALIVE_S = 50.0
 _OPENED_AT_ONCE = 50
 
 
-class WireError(Exception):
+class WireError(MollifierError):
     """There was no answer: the connection could not be made, broke, or said something that is not HTTP."""
 
 
@@ -34,12 +36,15 @@ class Answer(NamedTuple):
 
 
 class Origin:
-    """One server and the connections to it. Idle ones are used last in, first out, so that those no longer needed grow old and go."""
+    """One server and the connections to it. Idle ones are used last in, first out, so that those no longer needed grow old and go.
+
+    Raises SettingsError for a URL that is none.
+    """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no URL of an API: expected http://HOST:PORT")
+            raise SettingsError("--url", f"{url!r} is no URL of an API: expected http://HOST:PORT")
         self._host = parts.hostname
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._ssl else 80)

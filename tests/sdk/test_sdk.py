@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from mollifier.child_environment import ChildEnvironment
 from mollifier.embedded import EmbeddedStack, Stack
 from mollifier.model import Entry, Tenant
 from mollifier.play.stage import Organization, make_tenants
@@ -21,7 +22,7 @@ from mollifier.postgres.catalog import record_tasks
 from mollifier.postgres.database import Database
 from mollifier.postgres.migrate import migrate_async
 from mollifier.postgres.tenants import Tenants
-from mollifier.processes import ChildEnvironment, Processes
+from mollifier.processes import Processes
 from mollifier.rollout import Mode
 from mollifier.settings import Settings
 from mollifier.tasks import discover
@@ -128,8 +129,11 @@ async def staged(stack: Stack, log: Path) -> AsyncGenerator[tuple[Processes, dic
 @asynccontextmanager
 async def api(stack: Stack, log: Path) -> AsyncGenerator[Processes]:
     """Run the API, and no worker yet: nothing drains, nothing executes."""
-    variables = {**unrelated_environment(), **BURSTING, "MOLLIFIER_TASKS": ",".join(TASKS)}
-    processes = Processes(ChildEnvironment(variables, Mode.DIVERT).on(stack, admin_token="admin"), log)
+    environment = ChildEnvironment(
+        {**unrelated_environment(), **BURSTING, "MOLLIFIER_TASKS": ",".join(TASKS)}, Mode.DIVERT
+    )
+    servers = {"redis_url": stack.redis_url, "database_url": stack.database_url}
+    processes = Processes(environment.on(**servers, admin_token="admin"), log)
     try:
         await processes.start_apis([0])
         await processes.ready()

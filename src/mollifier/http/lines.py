@@ -23,7 +23,7 @@ async def lines(request: Request[Any, Any, Any], limit_bytes: int) -> AsyncGener
     if not _NDJSON.fullmatch(content_type):
         said = f"not {content_type[:100]!r}" if content_type else "and say so"
         detail = f"Send one JSON object per line, with `Content-Type: application/x-ndjson`, {said}."
-        raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+        raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, field="content-type")
     number, rest = 0, bytearray()
     async for chunk in request.stream():
         rest += chunk
@@ -42,5 +42,5 @@ async def lines(request: Request[Any, Any, Any], limit_bytes: int) -> AsyncGener
 def _item(line: bytearray, number: int, limit_bytes: int) -> bytes:
     if len(line) > limit_bytes:
         detail = f"Line {number} is larger than this API takes: {limit_bytes} bytes (MOLLIFIER_BODY_LIMIT_BYTES)."
-        raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+        raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, field="body")
     return bytes(line).strip()

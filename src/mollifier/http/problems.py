@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Response
@@ -50,11 +50,22 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedError(MollifierError):
-    """A request refused for what it is sent with rather than for what it says: its key, its type, its size."""
+    """A request refused for what it is sent with rather than for what it says: its key, its type, its size.
 
-    def __init__(self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    `field` is the header that is at fault, in lower case, or `body`; None where the request has nothing to mend.
+    """
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        field: Literal["authorization", "body", "content-type"] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status = status
+        self.field = field
         self.headers = headers or {}
 
 
@@ -85,8 +96,9 @@ def of_ours(_request: Request[Any, Any, Any], error: MollifierError) -> Response
             return problem(HTTPStatus.NOT_FOUND, str(error), [FieldError(field, str(error))])
         case ConflictError(field=field, detail=detail):
             return problem(HTTPStatus.CONFLICT, detail, [FieldError(field, detail)], _FINAL)
-        case RefusedError(status=status, headers=headers):
-            return problem(status, str(error), headers=headers)
+        case RefusedError(status=status, headers=headers, field=field):
+            errors = [FieldError(field, str(error))] if field else []
+            return problem(status, str(error), errors, headers)
         case EngineUnavailableError() | BufferUnavailableError():
             log.warning("mollifier.unavailable", extra={"fields": {"error": describe(error)}})
             detail = f"The store behind this API cannot be reached now; try again in {RETRY_AFTER_S} seconds."
@@ -105,6 +117,7 @@ def of_framework(_request: Request[Any, Any, Any], error: HTTPException) -> Resp
             detail = "This route does not know this method; the Allow header lists those it knows."
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             detail = "The body is larger than this API takes (MOLLIFIER_BODY_LIMIT_BYTES)."
+            return problem(status, detail, [FieldError("body", detail)], error.headers)
         case _:
             detail = error.detail
     return problem(status, detail, headers=error.headers)

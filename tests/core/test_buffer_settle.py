@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from mollifier import scripts
 from mollifier.buffer import Buffer, Ready
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry, EntryKind, EntryState
 from mollifier.scripts import Settlement
+from mollifier.server import Server
 from tests.core.support import (
     ENV,
     ORG,
@@ -312,7 +314,7 @@ async def test_a_failed_entry_is_kept_with_its_error_and_counted(buffer: Buffer,
     entry = await buffer.get_entry(ORG, "run")
     assert entry is not None
     assert (entry.state, entry.error, entry.attempts) == (EntryState.FAILED, "no such column: \N{SNOWMAN}", 1)
-    assert entry.payload == b"payload"
+    assert (entry.payload, entry.lease) == (b"payload", 0)
     counts = await buffer.counts()
     assert (counts.failed, counts.draining, counts.queued) == (1, 0, 0)
     assert await buffer.pop(ORG, ENV) is None
@@ -348,6 +350,27 @@ async def test_a_lease_that_still_runs_is_not_reclaimed(buffer: Buffer, redis_cl
     assert await state_of(redis_client) == before
 
 
+async def test_a_lease_that_was_extended_after_it_was_listed_is_not_reclaimed(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "run")
+    await take(buffer)
+    before = await state_of(redis_client)
+    call = scripts.reclaim(
+        entry=keys.entry("run"),
+        queue=keys.queue(ENV),
+        envs=keys.envs(ORG),
+        orgs=keys.orgs,
+        draining=keys.draining,
+        failed=keys.failed,
+        run_id="run",
+        env_id=ENV,
+        org_id=ORG,
+    )
+    assert await scripts.Scripts(Server(redis_client)).run(call) == "stale"
+    assert await state_of(redis_client) == before
+
+
 async def test_entries_of_a_dead_holder_come_back_to_their_places(
     buffer: Buffer, redis_client: Redis, keys: PartitionKeys
 ) -> None:
@@ -356,6 +379,9 @@ async def test_entries_of_a_dead_holder_come_back_to_their_places(
         await expire_lease(redis_client, keys, run_id)
     assert await buffer.reclaim_expired() == 3
     assert await buffer.ready() == {ORG: (ENV,)}
+    stored = await buffer.get_entry(ORG, "a")
+    assert stored is not None
+    assert (stored.state, stored.lease) == (EntryState.QUEUED, 0)
     entry = await take(buffer)
     assert (entry.run_id, entry.attempts, entry.reclaims) == ("a", 0, 1)
     assert await drain_ids(buffer) == ["b", "c", "d"]

@@ -97,6 +97,7 @@ def test_nothing_outlives_it_however_it_ends_and_the_next_start_has_the_same_key
     dev: tuple[subprocess.Popen[str], dict[str, str]], folder: Path
 ) -> None:
     process, address = dev
+    run_id = call(address, "POST", "/api/v1/tasks/echo/trigger", {"payload": 1})["id"]
     left = descendants(process.pid)
     assert len(left) >= 4
     stop(process, signal.SIGKILL)
@@ -104,7 +105,7 @@ def test_nothing_outlives_it_however_it_ends_and_the_next_start_has_the_same_key
     with started("dev", "--port", 0, "--data", folder, "--json") as again:
         second = ready(again)
         assert (second["api_key"], second["admin_token"]) == (address["api_key"], address["admin_token"])
-        assert call(second, "GET", "/api/v1/runs")["data"]
+        assert call(second, "GET", f"/api/v3/runs/{run_id}")["payload"] == 1
         left = descendants(again.pid)
         assert all(map(is_running, left))
         assert stop(again, signal.SIGTERM) == 0

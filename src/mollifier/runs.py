@@ -94,7 +94,11 @@ class Runs:
             return await self._engine.list_runs(environment.id, query)
         # The buffer is read first: a run that moves in between is then seen twice, and once is dropped; the other way it is missed.
         candidates = await held.candidates(buffer, environment, query, self._clock())
-        return held.merge(await self._engine.list_runs(environment.id, query), candidates, query)
+        # One that is created already is shown as the engine has it, or not at all where it no longer matches.
+        held_ids = [run.id for run in candidates]
+        created = await self._engine.get_progress(environment.id, held_ids) if held_ids else {}
+        waiting = [run for run in candidates if run.id not in created]
+        return held.merge(await self._engine.list_runs(environment.id, query), waiting, query)
 
     # --- changing --------------------------------------------------------------------------------------------------
 

@@ -209,3 +209,18 @@ async def test_filters_apply_to_held_runs(holding: House) -> None:
     assert await ids(RunFilter(statuses=(RunStatus.DELAYED,))) == [delayed]
     assert await ids(RunFilter(statuses=(RunStatus.QUEUED,))) == [tagged]
     assert await ids(RunFilter(task_ids=("other",))) == []
+
+
+async def test_a_run_that_is_created_but_not_settled_yet_is_listed_as_the_engine_has_it(holding: House) -> None:
+    run_id = await holding.trigger()
+    entry = await holding.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    assert entry is not None
+    assert await holding.mollifier.drain_handler()([entry]) == [None]
+    await holding.engine.cancel_run(ENVIRONMENT.id, run_id, datetime.now(UTC))
+
+    async def ids(status: RunStatus) -> list[str]:
+        return [run.id for run in (await holding.runs.list(ENVIRONMENT, RunFilter(statuses=(status,)))).runs]
+
+    assert await ids(RunStatus.QUEUED) == []
+    assert await ids(RunStatus.CANCELED) == [run_id]
+    await holding.buffer.ack(entry)

@@ -164,33 +164,26 @@ class Buffer:
 
     async def claim(self, org_id: str, digest: str, token: str, lifetime_ms: int) -> ClaimOutcome:
         """Claim one of the caller's keys; see `claim_many`."""
-        return _one(await self.claim_many(org_id, [digest], token, lifetime_ms))
+        (outcome,) = await self.claim_many(org_id, [digest], token, lifetime_ms)
+        return outcome
 
     async def claim_many(
         self, org_id: str, digests: Sequence[str], token: str, lifetime_ms: int
-    ) -> list[ClaimOutcome | BufferUnavailableError]:
-        """Claim keys of an organization's in one round trip, each by itself; with the same token again, prolong the claims."""
-        keys = self.keyspace.of(org_id)
-        replies = await self._scripts.run_many(
-            [
-                scripts.claim(binding=keys.idempotency(digest), token=token, lifetime_ms=lifetime_ms)
-                for digest in digests
-            ]
-        )
-        return [reply if isinstance(reply, BufferUnavailableError) else _claimed(reply) for reply in replies]
+    ) -> Sequence[ClaimOutcome]:
+        """Claim keys of one organization in their order, in one round trip; claiming with the same token again prolongs the claim.
 
-    async def release(self, org_id: str, digest: str, token: str) -> None:
-        """Give a claim back; one that is another's by now stays."""
-        _one(await self.release_many(org_id, [digest], token))
-
-    async def release_many(
-        self, org_id: str, digests: Sequence[str], token: str
-    ) -> list[Settlement | BufferUnavailableError]:
-        """Give claims back in one round trip; one that is another's by now, or bound, stays."""
+        The first that is somebody else's claim is the last of the answers: none after it has been claimed.
+        """
         keys = self.keyspace.of(org_id)
-        return await self._scripts.run_many(
-            [scripts.release(binding=keys.idempotency(digest), token=token) for digest in digests]
-        )
+        binding = [keys.idempotency(digest) for digest in digests]
+        replies = await self._scripts.run(scripts.claim(binding=binding, token=token, lifetime_ms=lifetime_ms))
+        return [_claimed(reply) for reply in replies]
+
+    async def release(self, org_id: str, digests: Sequence[str], token: str) -> int:
+        """Give claims back in one round trip; one that is another's by now, or bound, stays. Return how many it were."""
+        keys = self.keyspace.of(org_id)
+        binding = [keys.idempotency(digest) for digest in digests]
+        return await self._scripts.run(scripts.release(binding=binding, token=token))
 
     async def bound_run(self, org_id: str, digest: str) -> str | None:
         """Return the held run that the key belongs to, None when it belongs to none."""

@@ -5,9 +5,9 @@ there is room for a second trigger. So a trigger with a key claims it on the buf
 token: it turns into a binding when the run is held, is released when the run was created, and runs out when its owner died, later
 than any trigger takes. Whoever meets a claim waits for what becomes of it.
 
-The keys of a batch are claimed together, in one round trip where all are free. Whoever has to wait for a key gives back those that
-come after it in the order of their digests, and so holds none that anybody waits for who holds what it waits for: two batches with
-the same keys wait for each other in turn, never both at once.
+The keys of a batch are claimed together, in one round trip where all are free, in the order of their digests. Whoever has to wait for
+one holds none that comes after it, so nobody waits for a key whose holder waits for one of his: two batches with the same keys wait
+for each other in turn, never both at once.
 
 Without the buffer's server there are no claims and nothing is held; the engine's constraints alone decide.
 """
@@ -24,7 +24,7 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from mollifier.buffer import Binding, Bound, Buffer, Claimed, KeyClaimed
+from mollifier.buffer import Binding, Bound, Buffer, KeyClaimed
 from mollifier.deadline import within
 from mollifier.engine import Existing
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
@@ -96,46 +96,30 @@ class Claims:
 
     async def release(self, claim: Claim) -> None:
         """Give back what is still claimed of the keys; a fault leaves them to run out."""
-        await self._release(claim, claim.digests)
+        if claim.digests:
+            with suppress(BufferUnavailableError, TimeoutError):
+                await self._within(self._buffer.release(claim.org_id, claim.digests, claim.token))
 
     async def _claim(self, claim: Claim, bound: dict[str, str]) -> None:
         """Claim the keys in their order, as many at a time as are free; note in `bound` the runs that some belong to."""
         left = claim.digests
         wait_ms, waited_ms = _FIRST_WAIT_MS, 0
         while left:
-            blocked = await self._claim_free(claim, left, bound)
-            if blocked is None:
+            asking = self._buffer.claim_many(claim.org_id, left, claim.token, LIFETIME_MS)
+            outcomes = await self._within(asking)
+            bound.update(
+                (digest, outcome.run_id)
+                for digest, outcome in zip(left, outcomes, strict=False)
+                if isinstance(outcome, Bound)
+            )
+            if not isinstance(outcomes[-1], KeyClaimed):
                 return
-            left = left[blocked:]
-            # Only the key that is waited for is asked for again: those after it would be taken and given back each time.
-            while await self._claim_free(claim, left[:1], bound) is not None:
-                if waited_ms > LIFETIME_MS:
-                    raise EngineUnavailableError("another trigger with this key has not come to an end; try again")
-                await self._sleep(wait_ms / 1000)
-                waited_ms += wait_ms
-                wait_ms = min(_LONGEST_WAIT_MS, wait_ms * 2)
-            left = left[1:]
-
-    async def _claim_free(self, claim: Claim, digests: Sequence[str], bound: dict[str, str]) -> int | None:
-        """Claim all of them; where one is somebody else's claim, hold none after it, and return its place."""
-        asking = self._buffer.claim_many(claim.org_id, digests, claim.token, LIFETIME_MS)
-        for place, (digest, outcome) in enumerate(zip(digests, await self._within(asking), strict=True)):
-            match outcome:
-                case Claimed():
-                    pass
-                case Bound(run_id):
-                    bound[digest] = run_id
-                case KeyClaimed():
-                    await self._release(claim, digests[place + 1 :])
-                    return place
-                case BufferUnavailableError():
-                    raise outcome
-        return None
-
-    async def _release(self, claim: Claim, digests: Sequence[str]) -> None:
-        if digests:
-            with suppress(BufferUnavailableError, TimeoutError):
-                await self._within(self._buffer.release_many(claim.org_id, digests, claim.token))
+            left = left[len(outcomes) - 1 :]
+            if waited_ms > LIFETIME_MS:
+                raise EngineUnavailableError("another trigger with this key has not come to an end; try again")
+            await self._sleep(wait_ms / 1000)
+            waited_ms += wait_ms
+            wait_ms = min(_LONGEST_WAIT_MS, wait_ms * 2)
 
     async def _within(self, operation: Awaitable[T]) -> T:
         return await within(self._settings().accept_deadline_ms, operation)

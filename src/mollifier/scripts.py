@@ -227,14 +227,14 @@ def patch(*, entry: str, binding: Sequence[str], run_id: str, patches: int, patc
     return Call(load("patch"), (entry, *binding), (run_id, patches, patch), _settlement)
 
 
-def claim(*, binding: str, token: str, lifetime_ms: int) -> Call[ClaimReply]:
-    """Claim a caller's key; see `lua/claim.lua`."""
-    return Call(load("claim"), (binding,), (token, lifetime_ms), _claimed)
+def claim(*, binding: Sequence[str], token: str, lifetime_ms: int) -> Call[tuple[ClaimReply, ...]]:
+    """Claim callers' keys; see `lua/claim.lua`."""
+    return Call(load("claim"), tuple(binding), (token, lifetime_ms), _claimed)
 
 
-def release(*, binding: str, token: str) -> Call[Settlement]:
-    """Give a claim back; see `lua/release.lua`."""
-    return Call(load("release"), (binding,), (token,), _settlement)
+def release(*, binding: Sequence[str], token: str) -> Call[int]:
+    """Give claims back; see `lua/release.lua`."""
+    return Call(load("release"), tuple(binding), (token,), int)
 
 
 def extend(*, entry: str, draining: str, run_id: str, lease: int, lease_ms: int) -> Call[Settlement]:
@@ -256,8 +256,8 @@ def _accepted(reply: Any) -> AcceptReply:
     return reply[0].decode(), reply[1].decode(), int(reply[2])
 
 
-def _claimed(reply: Any) -> ClaimReply:
-    return reply[0].decode(), reply[1].decode()
+def _claimed(reply: Any) -> tuple[ClaimReply, ...]:
+    return tuple((state.decode(), run_id.decode()) for state, run_id in reply)
 
 
 def _settlement(reply: Any) -> Settlement:

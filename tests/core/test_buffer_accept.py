@@ -85,23 +85,25 @@ async def test_storing_nothing_stores_nothing(buffer: Buffer, redis_client: Redi
     assert await state_of(redis_client) == {}
 
 
-async def test_many_keys_are_claimed_at_once_and_each_is_answered_by_itself(buffer: Buffer) -> None:
+async def test_many_keys_are_claimed_in_their_order_up_to_the_first_that_is_anothers_claim(buffer: Buffer) -> None:
     await buffer.accept("run", ENV, ORG, b"", bindings=bound(*KEY))
     (binding,) = bound(*KEY)
     await buffer.claim(ORG, "theirs", "they", 60_000)
 
-    outcomes = await buffer.claim_many(ORG, ["ours", binding.digest, "theirs", "too"], "we", 60_000)
+    outcomes = await buffer.claim_many(ORG, ["ours", binding.digest, "too", "theirs", "after"], "we", 60_000)
 
-    assert outcomes == [Claimed(), Bound("run"), KeyClaimed(), Claimed()]
+    assert outcomes == [Claimed(), Bound("run"), Claimed(), KeyClaimed()]
+    assert await buffer.claim(ORG, "too", "they", 60_000) == KeyClaimed()
+    assert await buffer.claim(ORG, "after", "they", 60_000) == Claimed()
 
 
 async def test_releasing_many_claims_frees_those_that_are_the_claimants_own(buffer: Buffer) -> None:
     await buffer.claim_many(ORG, ["a", "b"], "we", 60_000)
     await buffer.claim(ORG, "theirs", "they", 60_000)
 
-    assert await buffer.release_many(ORG, ["a", "theirs", "b"], "we") == ["held", "stale", "held"]
+    assert await buffer.release(ORG, ["a", "theirs", "b", "nobody's"], "we") == 2
 
-    outcomes = await buffer.claim_many(ORG, ["a", "theirs", "b"], "others", 60_000)
+    outcomes = [await buffer.claim(ORG, digest, "others", 60_000) for digest in ("a", "theirs", "b")]
     assert outcomes == [Claimed(), KeyClaimed(), Claimed()]
 
 

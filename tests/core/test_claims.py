@@ -51,7 +51,7 @@ async def hold(buffer: Buffer, run_id: str, snapshot: Snapshot) -> None:
 async def outcome(buffer: Buffer, key: str, token: str = "asks") -> ClaimOutcome:
     """Tell whose key it is, leaving it as it was."""
     found = await buffer.claim(ORG, digest_of(key), token, 60_000)
-    await buffer.release(ORG, digest_of(key), token)
+    await buffer.release(ORG, [digest_of(key)], token)
     return found
 
 
@@ -96,7 +96,7 @@ async def test_a_key_that_is_anothers_claim_is_waited_for_while_none_after_it_is
     async def look(_: float) -> None:
         seen.append([await outcome(buffer, key) for key in (first, last)])
         if len(seen) == 3:
-            await buffer.release(ORG, digest_of(middle), "theirs")
+            await buffer.release(ORG, [digest_of(middle)], "theirs")
 
     taken = await claims_of(buffer, sleep=look).take([keyed(key) for key in "abc"])
 

@@ -191,7 +191,7 @@ async def play_every_script(server: Server, redis: Redis) -> None:
     assert patched is not None
     assert await buffer.ack(patched) == "held"
     assert await buffer.claim(ORG, "digest", "token", 1000) == Claimed()
-    await buffer.release(ORG, "digest", "token")
+    await buffer.release(ORG, ["digest"], "token")
     assert [(await take(buffer)).run_id for _ in range(3)] == ["requeued", "waiting", "reclaimed"]
 
 

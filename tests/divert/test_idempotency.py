@@ -99,7 +99,7 @@ async def test_a_crashed_claimant_unblocks_others_and_a_late_release_harms_nobod
     await holding.buffer.claim("org_a", digest, "crashed", 100)
 
     run_id, cached = await holding.trigger_all(idempotency_key="k")
-    await holding.buffer.release("org_a", digest, "crashed")
+    await holding.buffer.release("org_a", [digest], "crashed")
 
     assert not cached
     assert await holding.trigger_all(idempotency_key="k") == (run_id, True)

@@ -1,14 +1,23 @@
--- Claim a caller's key for one trigger, until it is bound to a run, released, or its claimant is taken for dead.
+-- Claim callers' keys, each until it is bound to a run, released, or its claimant is taken for dead.
 --
--- KEYS  1 binding  string: 'run:<run_id>' or 'claim:<token>'
+-- They are claimed in their order up to the first that is somebody else's claim: whoever waits for that one holds none after it.
+-- KEYS  1... binding  strings: 'run:<run_id>' or 'claim:<token>'
 -- ARGV  1 token        names the claimant
 --       2 lifetime_ms  how long a claimant may take
--- Returns {'claimed', ''} | {'bound', run_id} | {'pending', ''} (somebody else's claim)
-local holder = redis.call('GET', KEYS[1])
-if not holder or holder == 'claim:' .. ARGV[1] then
-  redis.call('SET', KEYS[1], 'claim:' .. ARGV[1], 'PX', ARGV[2])
-  return {'claimed', ''}
+-- Returns a list, one for each key looked at: {'claimed', ''} | {'bound', run_id} | {'pending', ''} (somebody else's claim)
+local claim = 'claim:' .. ARGV[1]
+local outcomes = {}
+for i = 1, #KEYS do
+  local holder = redis.call('GET', KEYS[i])
+  local run_id = holder and string.match(holder, '^run:(.*)')
+  if run_id then
+    outcomes[i] = {'bound', run_id}
+  elseif holder and holder ~= claim then
+    outcomes[i] = {'pending', ''}
+    break
+  else
+    redis.call('SET', KEYS[i], claim, 'PX', ARGV[2])
+    outcomes[i] = {'claimed', ''}
+  end
 end
-local run_id = string.match(holder, '^run:(.*)')
-if run_id then return {'bound', run_id} end
-return {'pending', ''}
+return outcomes

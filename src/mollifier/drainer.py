@@ -203,6 +203,8 @@ class Drainer:
         for error in popped.malformed:
             log.error("mollifier.malformed_entry", extra={"fields": {"run_id": error.run_id, "error": error.reason}})
             self._telemetry.settled("malformed", 0)
+        if popped.orphans:
+            log.warning("mollifier.orphans_dropped", extra={"fields": {"count": popped.orphans}})
         for _ in range(popped.orphans):
             self._telemetry.settled("orphaned", 0)
         if popped.entries:

@@ -1,0 +1,61 @@
+"""The pooled client: a reply belongs to the question that was asked, whatever was cancelled before."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+
+import pytest
+
+from mollifier.buffer import Buffer
+from mollifier.server import Server, connect
+from tests.core.support import ORG, SETTINGS, hold
+
+CONNECTIONS = 4
+AT_LEAST = 500
+LATEST_TURN = 24
+"""Turns of the event loop: a call takes about half as many, so that some are cancelled before they ask, some while they wait, some never."""
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_cancelled_calls_never_leave_their_reply_to_the_next(seed: int, redis_url: str) -> None:
+    chance = random.Random(seed)
+    run_ids = [f"run_{number}" for number in range(CONNECTIONS)]
+    cancelled = answered = 0
+    async with connect(redis_url) as redis:
+        # Few connections, so that each is used again at once.
+        redis.connection_pool.max_connections = CONNECTIONS
+        server = Server(redis)
+        buffer = Buffer(server, lambda: SETTINGS)
+        await hold(buffer, *run_ids)
+
+        async def read(run_id: str) -> None:
+            entry = await buffer.get_entry(ORG, run_id)
+            assert entry is not None
+            assert entry.run_id == run_id
+
+        async def ask(question: str) -> None:
+            questions = [f"{question}-{number}" for number in range(chance.randint(1, 100))]
+            replies = await server.run_many([("ECHO", each) for each in questions])
+            assert replies == [each.encode() for each in questions]
+
+        rounds = itertools.count()
+        while min(cancelled, answered) < AT_LEAST:
+            number = next(rounds)
+            calls = [
+                *(asyncio.create_task(read(run_id)) for run_id in run_ids),
+                *(asyncio.create_task(ask(f"{number}-{call}")) for call in range(CONNECTIONS)),
+            ]
+            moments = {call: chance.randrange(LATEST_TURN) for call in calls if chance.random() < 0.7}
+            for turn in range(LATEST_TURN):
+                await asyncio.sleep(0)
+                for call in calls:
+                    if moments.get(call) == turn:
+                        call.cancel()
+            for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(outcome, asyncio.CancelledError):
+                    cancelled += 1
+                else:
+                    assert outcome is None
+                    answered += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,17 +56,26 @@ class Server:
         try:
             async with subscription:
                 await subscription.subscribe(channel)
-                while True:
+                # Asked each time: the client may lose a cancellation that arrives while it connects.
+                while not _cancelled():
                     # Silence is no failure: the reply's deadline is for commands.
                     if await subscription.get_message(timeout=_LISTEN_TURN_S) is not None:
                         on_message()
         except (RedisError, OSError) as error:
-            raise BufferUnavailableError(str(error)) from error
+            if not _cancelled():
+                raise BufferUnavailableError(str(error)) from error
+        raise asyncio.CancelledError
 
     async def now_ms(self) -> int:
         """Return the server's clock, milliseconds since the epoch."""
         seconds, microseconds = await self.run("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _cancelled() -> bool:
+    """True when the cancellation of the current task was asked for, whether or not it has arrived."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def connect(redis_url: str) -> Redis:

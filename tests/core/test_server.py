@@ -59,3 +59,15 @@ async def test_cancelled_calls_never_leave_their_reply_to_the_next(seed: int, re
                 else:
                     assert outcome is None
                     answered += 1
+
+
+async def test_listening_ends_at_whatever_moment_it_is_cancelled(redis_url: str) -> None:
+    for turns in range(40):
+        async with connect(redis_url) as redis:
+            listening = asyncio.create_task(Server(redis).listen("channel", lambda: None))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            listening.cancel()
+            ended, _ = await asyncio.wait((listening,), timeout=10)
+            assert ended
+            assert listening.cancelled()

@@ -26,8 +26,8 @@ _STEPS = {
     ),
     Mode.DIVERT: (
         "Divert mode: the triggers of a burst are answered with a run id at once and held in the buffer; the drainer creates their runs a "
-        "little later, at a rate the database can take. Their callers notice nothing: some of the held runs were read, tagged and cancelled "
-        "meanwhile, as any other run."
+        "little later, at a rate the database can take (here one at a time: MOLLIFIER_DRAIN_CONCURRENCY). Their callers notice nothing: a held run can "
+        "be read, tagged and cancelled as any other."
     ),
 }
 
@@ -45,11 +45,14 @@ def demo(*, mode: ModeOption = None, as_json: Json = False) -> None:
         $ mollifier demo
         $ mollifier demo --mode shadow
     """
-    from mollifier.play.demo import TRIP_THRESHOLD
+    from mollifier.play.demo import DRAIN_CONCURRENCY, TRIP_THRESHOLD
     from mollifier.processes import run
     from mollifier.settings import variable
 
-    environment = child_environment(mode, {variable("trip_threshold"): str(TRIP_THRESHOLD)})
+    defaults = {variable("trip_threshold"): str(TRIP_THRESHOLD)}
+    if mode is Mode.DIVERT:
+        defaults[variable("drain_concurrency")] = str(DRAIN_CONCURRENCY)
+    environment = child_environment(mode, defaults)
     with kept_log(None) as log, told_failures():
         finish(run(_play(environment, log, as_json=as_json)))
 
@@ -163,8 +166,8 @@ def _reading(tenants: dict[str, TenantFigures], mode: Mode) -> str:
         return f"Only what {', '.join(caught)} sent above the threshold would have been held; {others}."
     if mode is Mode.DIVERT:
         return (
-            f"Only what {', '.join(caught)} sent above the threshold was held; {others}. The database took the burst in a few large "
-            "transactions instead of one for each trigger: its writes were flattened."
+            f"Only what {', '.join(caught)} sent above the threshold was held; {others}. The database did not take the burst: the "
+            "drainer wrote those runs at its own pace, so the writes were flattened."
         )
     return (
         f"Only what {', '.join(caught)} sent above the threshold was recognised as a burst; {others}. In this mode the database still takes "

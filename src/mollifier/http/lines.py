@@ -24,23 +24,22 @@ async def lines(request: Request[Any, Any, Any], limit_bytes: int) -> AsyncGener
         said = f"not {content_type[:100]!r}" if content_type else "and say so"
         detail = f"Send one JSON object per line, with `Content-Type: application/x-ndjson`, {said}."
         raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, field="content-type")
-    number, rest = 0, bytearray()
+    number, rest = 1, bytearray()
     async for chunk in request.stream():
         rest += chunk
         if b"\n" in chunk:
-            *whole, last = rest.split(b"\n")
-            rest = last
+            *whole, rest = rest.split(b"\n")
             for line in whole:
-                number += 1
-                if item := _item(line, number, limit_bytes):
+                _check(line, number, limit_bytes)
+                if item := bytes(line).strip():
                     yield number, item
-        _item(rest, number + 1, limit_bytes)
-    if item := _item(rest, number + 1, limit_bytes):
-        yield number + 1, item
+                number += 1
+        _check(rest, number, limit_bytes)
+    if item := bytes(rest).strip():
+        yield number, item
 
 
-def _item(line: bytearray, number: int, limit_bytes: int) -> bytes:
+def _check(line: bytearray, number: int, limit_bytes: int) -> None:
     if len(line) > limit_bytes:
         detail = f"Line {number} is larger than this API takes: {limit_bytes} bytes (MOLLIFIER_BODY_LIMIT_BYTES)."
         raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, field="body")
-    return bytes(line).strip()

@@ -6,46 +6,36 @@ import gc
 import time
 from collections.abc import Awaitable, Callable
 
+from benchmarks.database import house
 from benchmarks.report import Figure, Report, median
-from benchmarks.stage import REQUEST, Counters, environment, mollifier_of
-from mollifier.engine import Existing
-from mollifier.model import Environment, TriggerRequest, TriggerResult
+from benchmarks.stage import REQUEST, Counters, environment
+from mollifier.admission import Triggered, answer
 from mollifier.server import connect
-from mollifier.settings import Settings
-from mollifier.trigger import Triggered, TriggerService
+from mollifier.trigger import Checked, TriggerService
 
 ROUNDS = 60
-TRIGGERS_PER_ROUND = 1000
+TRIGGERS_PER_ROUND = 50
 
 
 class WithoutGate(TriggerService):
-    """The trigger path as it is, less the line that asks whether there is a gate to pass."""
+    """The trigger path as it is for triggers without keys, less whatever asks whether there is a gate to pass."""
 
-    async def trigger(self, environment: Environment, request: TriggerRequest) -> Triggered:
-        """Trigger one run."""
-        snapshot = await self._snapshot(environment, request)
-        if snapshot.idempotency_key is not None or snapshot.request_key is not None:
-            existing = await self._engine.find_by_keys(snapshot)
-            if existing is not None:
-                return Triggered(_cached(existing))
-        (outcome,) = await self._engine.create_runs([snapshot])
-        return Triggered(TriggerResult(outcome.run_id))
+    async def trigger_checked(self, checked: Checked) -> list[Triggered]:
+        """Trigger what `check` found nothing wrong with."""
+        now = self._clock()
+        snapshots = [self._snapshot(checked, request, now) for request in checked.requests]
+        return [Triggered(answer(outcome)) for outcome in await self._engine.create_runs(snapshots)]
 
 
-def _cached(existing: Existing) -> TriggerResult:
-    return TriggerResult(existing.run_id, is_cached=existing.by == "idempotency_key")
-
-
-async def measure(redis_url: str, scale: float) -> Report:
-    """Trigger in short rounds, one side after the other, so that both meet the same machine."""
+async def measure(_redis_url: str, scale: float) -> Report:
+    """Trigger in short rounds, one side after the other, so that both meet the same machine; each makes its runs in Postgres."""
     rounds = max(4, int(ROUNDS * scale))
-    off = mollifier_of(Settings(enabled=False, redis_url=redis_url))
-    async with connect(redis_url) as redis:
+    async with house(enabled=False) as parts, connect(parts.stack.redis_url) as redis:
         counters = Counters(redis)
         before_reads = await counters.reads()
         sides: dict[str, Callable[[], Awaitable[float]]] = {
-            "off": lambda: _round_us(off.triggers),
-            "without": lambda: _round_us(_without_gate(off.triggers)),
+            "off": lambda: _round_us(parts.mollifier.triggers),
+            "without": lambda: _round_us(_without_gate(parts.mollifier.triggers)),
         }
         taken_us: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(rounds):
@@ -53,7 +43,6 @@ async def measure(redis_url: str, scale: float) -> Report:
                 taken_us[name].append(await sides[name]())
         # The last look at the counters is a read of its own.
         round_trips = await counters.reads() - before_reads - 1
-    await off.aclose()
     off_us, without_us = median(taken_us["off"]), median(taken_us["without"])
     return Report(
         "off",

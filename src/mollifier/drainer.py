@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from mollifier.buffer import Buffer, Popped
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
@@ -95,6 +96,8 @@ class Drainer:
         self._loops: tuple[asyncio.Task[None], ...] = ()
         self._stopping = asyncio.Event()
         self._work = asyncio.Event()
+        self._last_ready: tuple[str, ...] = ()
+        self._listed_all_at_s = -math.inf
         self._slot_freed = asyncio.Event()
 
     @property
@@ -169,13 +172,11 @@ class Drainer:
 
     async def _tick(self) -> bool:
         """Serve one turn of the rotation; return whether there was anything to serve."""
-        # Cleared before looking: work that arrives from here on is either seen or announced.
-        self._work.clear()
         settings = self._settings()
         capacity = await self._free_capacity(settings.drain_concurrency)
         if self._stopping.is_set():
             return False
-        ready = await self._buffer.ready()
+        ready = await self._ready()
         shares = self._rotation.plan(
             ready,
             capacity=capacity,
@@ -192,6 +193,19 @@ class Drainer:
         self._tick_backoff.reset()
         taken = [self._dispatch(reply) for reply in popped if isinstance(reply, Popped)]
         return any(taken)
+
+    async def _ready(self) -> Mapping[str, Sequence[str]]:
+        """List what is due: everywhere when something was announced, nothing was due, or a poll has passed; else where something was."""
+        now_s = self._monotonic()
+        poll_s = self._settings().drain_poll_interval_ms / 1000
+        everywhere = self._work.is_set() or not self._last_ready or now_s - self._listed_all_at_s >= poll_s
+        if everywhere:
+            # Cleared before looking: work that arrives from here on is either seen or announced.
+            self._work.clear()
+            self._listed_all_at_s = now_s
+        ready = await self._buffer.ready(None if everywhere else self._last_ready)
+        self._last_ready = tuple(ready)
+        return ready
 
     async def _free_capacity(self, concurrency: int) -> int:
         while (free := concurrency - self.in_flight) <= 0 and not self._stopping.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -80,9 +80,9 @@ class FaultyBuffer(Buffer):
             self.faults[operation] -= 1
             raise BufferUnavailableError(f"no answer to {operation}")
 
-    async def ready(self) -> Any:
+    async def ready(self, among: Iterable[str] | None = None) -> Any:
         self._maybe_fail("ready")
-        return await super().ready()
+        return await super().ready(among)
 
     async def pop_many(self, shares: Sequence[tuple[Ready, int]]) -> list[Popped | BufferUnavailableError]:
         if shares:

@@ -86,13 +86,15 @@ class Mollifier:
         )
         self.batches = Batches(engine=engine, triggers=self.triggers, runs=self.runs, clock=clock)
 
-    def drainer(self) -> Drainer:
-        """Return a drainer of this buffer: audit copies are compared, held entries become runs.
+    def drainer(self, handler: Handler | None = None) -> Drainer:
+        """Return a drainer of this buffer: audit copies are compared, held entries become runs; or what the given handler does.
 
         Raises ValueError when no buffer is configured.
         """
         if self.buffer is None:
             raise ValueError(f"nothing to drain: set {variable('redis_url')}")
+        if handler is not None:
+            return Drainer(self.buffer, handler, self.settings, self.telemetry)
         give_up = self._materialiser.give_up
         return Drainer(self.buffer, self.drain_handler(), self.settings, self.telemetry, give_up=give_up)
 

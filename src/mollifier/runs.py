@@ -96,7 +96,7 @@ class Runs:
         candidates = await held.candidates(buffer, environment, query, self._clock())
         # One that is created already is shown as the engine has it, or not at all where it no longer matches.
         held_ids = [run.id for run in candidates]
-        created = await self._engine.get_progress(environment.id, held_ids) if held_ids else {}
+        created = set(await self._engine.get_progress(environment.id, held_ids)) if held_ids else set[str]()
         waiting = [run for run in candidates if run.id not in created]
         return held.merge(await self._engine.list_runs(environment.id, query), waiting, query)
 

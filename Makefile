@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test check fuzz bench clean lock anew
+.PHONY: help demo dev test test-sdk check fuzz bench clean lock anew
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -19,7 +19,7 @@ define need_python
 endef
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP) ## start everything, play a burst of triggers through it, show what happened, stop
 	@$(BIN)/mollifier demo $(ARGS)
@@ -28,7 +28,10 @@ dev: $(STAMP) ## start everything for development and keep it running; prints th
 	@$(BIN)/mollifier dev $(ARGS)
 
 test: $(STAMP) ## run the tests, with a few seconds of fuzzing
-	@MOLLIFIER_FUZZ_SECONDS="$${MOLLIFIER_FUZZ_SECONDS:-5}" $(BIN)/pytest -n 2 -m 'fuzz or not fuzz' $(ARGS)
+	@MOLLIFIER_FUZZ_SECONDS="$${MOLLIFIER_FUZZ_SECONDS:-5}" $(BIN)/pytest -n 2 -m 'not sdk' $(ARGS)
+
+test-sdk: $(STAMP) ## run the official SDK from npm against a Mollifier in divert mode; needs Node.js
+	@$(BIN)/pytest -m sdk -v -rs -s $(ARGS) tests/sdk
 
 check: $(STAMP) ## lint, formatting, types, import layers
 	@$(BIN)/ruff check
@@ -43,7 +46,7 @@ bench: $(STAMP) ## measure: runs what is in benchmarks/
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove the environment, the caches and the data of `make dev`
-	@rm -rf .venv .venv.lock .mollifier build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache .schemathesis
+	@rm -rf .venv .venv.lock .mollifier tests/sdk/node_modules build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache .schemathesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: ## pin the newest versions that work together in requirements/

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import idle, memory, off, quiet
+from benchmarks import diverting, draining, idle, memory, off, quiet
 from benchmarks.report import Report, show
 from mollifier.embedded import EmbeddedStack, EmbeddedUnavailable
 
@@ -19,6 +19,8 @@ BENCHMARKS: dict[str, Callable[[str, float], Coroutine[Any, Any, Report]]] = {
     "quiet": quiet.measure,
     "memory": memory.measure,
     "idle": idle.measure,
+    "diverting": diverting.measure,
+    "draining": draining.measure,
 }
 
 

@@ -53,10 +53,10 @@ async def _trigger(redis_url: str, numbers: Sequence[int]) -> None:
     async with connect(redis_url) as redis:
         for start in range(0, len(calls), AT_ONCE):
             for reply in await Scripts(Server(redis)).run_many(calls[start : start + AT_ONCE]):
-                assert isinstance(reply, Verdict), reply
+                assert isinstance(reply, tuple), reply
 
 
-def _call(number: int) -> Call[Verdict]:
+def _call(number: int) -> Call[tuple[Verdict, ...]]:
     who = environment(number)
     keys = KEYSPACE.of(who.org_id)
     return trip(
@@ -66,6 +66,7 @@ def _call(number: int) -> Call[Verdict]:
         buckets=SUB_BUCKETS + 1,
         threshold=TRIGGERS_EACH,
         hold_ms=WINDOW_MS,
+        number=1,
     )
 
 

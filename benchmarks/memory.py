@@ -12,11 +12,11 @@ from benchmarks.report import Figure, Report
 from benchmarks.stage import REQUEST, Counters, environment, flush
 from mollifier import snapshots
 from mollifier.buffer import Buffer
-from mollifier.facade import run_id
+from mollifier.ids import run_id
 from mollifier.model import EntryKind, Snapshot
 from mollifier.server import Server, connect
 from mollifier.settings import Settings
-from mollifier.trigger import take_snapshot
+from mollifier.snapshots import take_snapshot
 
 ENTRIES = 20_000
 ENVIRONMENTS = 20

@@ -13,7 +13,7 @@ from mollifier.facade import Mollifier
 from mollifier.model import Environment, Snapshot, TriggerRequest
 from mollifier.settings import Settings
 
-PAYLOAD = (b'{"order":{"id":"ord_0123456789","items":["' + b"x" * 1024)[:1021] + b'"]}'
+PAYLOAD = (b'{"order":{"id":"ord_0123456789","items":["' + b"x" * 1024)[:1020] + b'"]}}'
 REQUEST = TriggerRequest(task_id="send-invoice", payload=PAYLOAD, tags=("customer:42", "eu"))
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from mollifier.engine import Created, Existing, RunEngine
 from mollifier.errors import ConflictError, InvalidRequestError
-from mollifier.model import Debounce, MetadataOperation, RunFilter, RunStatus, Snapshot
+from mollifier.ids import batch_id, item_run_id
+from mollifier.model import Batch, Debounce, MetadataOperation, RunFilter, RunProgress, RunStatus, Snapshot
 from tests.postgres.support import ENV, OTHER_ENV, START, Clock, create, read, snapshot
 
 HOUR = timedelta(hours=1)
@@ -205,6 +207,33 @@ async def test_a_cancelled_run_keeps_its_key(engine: RunEngine) -> None:
     assert await engine.find_by_keys(snapshot(idempotency_key="key")) == Existing(run_id, by="idempotency_key")
 
 
+async def test_the_keys_of_many_snapshots_are_looked_up_together(engine: RunEngine) -> None:
+    by_request = await create(engine, request_key="request")
+    by_key = await create(engine, idempotency_key="key", idempotency_expires_at=START + HOUR)
+
+    found = await engine.find_by_keys_many(
+        [
+            snapshot(),
+            snapshot(idempotency_key="key"),
+            snapshot(idempotency_key="other"),
+            snapshot(request_key="request", idempotency_key="key"),
+            snapshot(idempotency_key="key", created_at=START + HOUR),
+            snapshot(idempotency_key="key", env_id=OTHER_ENV),
+        ]
+    )
+
+    assert list(found) == [
+        None,
+        Existing(by_key, by="idempotency_key"),
+        None,
+        Existing(by_request, by="request_key"),
+        None,
+        None,
+    ]
+    assert list(await engine.find_by_keys_many([])) == []
+    assert list(await engine.find_by_keys_many([snapshot(), snapshot()])) == [None, None]
+
+
 # --- delaying and debouncing ---------------------------------------------------------------------------------------
 
 
@@ -368,6 +397,27 @@ async def test_a_run_that_does_not_exist_is_none_for_every_operation(engine: Run
     assert await engine.add_tags(ENV, "run_none", ["b"]) is None
     assert await engine.change_metadata(ENV, "run_none", []) is None
     assert await engine.reschedule_run(ENV, "run_none", HOUR, START) is None
+
+
+async def test_many_runs_are_read_together_without_those_of_other_environments(engine: RunEngine) -> None:
+    first, second = await create(engine, tags=("a",)), await create(engine, delayed_until=START + HOUR)
+    theirs = await create(engine, env_id=OTHER_ENV)
+
+    runs = await engine.get_runs(ENV, [second, theirs, "run_none", first])
+    progress = await engine.get_progress(ENV, [second, theirs, "run_none", first])
+
+    assert runs == {run_id: await read(engine, run_id) for run_id in (first, second)}
+    assert progress == {run_id: RunProgress(run.status, run.updated_at) for run_id, run in runs.items()}
+    assert (progress[first].status, progress[second].status) == (RunStatus.QUEUED, RunStatus.DELAYED)
+    assert await engine.get_runs(ENV, []) == await engine.get_progress(ENV, []) == {}
+
+
+async def test_the_progress_of_a_delayed_run_is_that_of_a_queued_one_from_its_due_moment_on(
+    engine: RunEngine, clock: Clock
+) -> None:
+    run_id = await create(engine, delayed_until=START + HOUR)
+    clock.turn(hours=1)
+    assert (await engine.get_progress(ENV, [run_id]))[run_id].status is RunStatus.QUEUED
 
 
 async def test_a_run_names_its_children_oldest_first(engine: RunEngine) -> None:
@@ -556,3 +606,130 @@ async def test_the_status_filter_goes_by_the_status_that_is_shown(
 
     assert {run.id for run in page.runs} == expected
     assert {run.status for run in page.runs} <= set(statuses)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+def batch_of(**fields: Any) -> Batch:
+    defaults: dict[str, Any] = {
+        "id": batch_id(START),
+        "env_id": ENV,
+        "run_count": 3,
+        "created_at": START,
+        "updated_at": START,
+    }
+    return Batch(**{**defaults, **fields})
+
+
+async def test_a_batch_is_recorded_without_runs(engine: RunEngine) -> None:
+    batch = batch_of(
+        idempotency_key="key",
+        idempotency_expires_at=START + HOUR,
+        request_key="request",
+        request_key_expires_at=START + HOUR,
+        parent_run_id="run_parent",
+        resume_parent_on_completion=True,
+    )
+
+    assert await engine.create_batch(batch) == Created(batch.id)
+
+    assert await engine.get_batch(ENV, batch.id) == batch
+    assert await engine.create_batch(batch) == Existing(batch.id, by="run_id")
+
+
+async def test_a_batch_of_another_environment_does_not_exist(engine: RunEngine) -> None:
+    batch = batch_of()
+    await engine.create_batch(batch)
+
+    assert await engine.get_batch(OTHER_ENV, batch.id) is None
+    assert await engine.add_batch_runs(OTHER_ENV, batch.id, {0: "run_a"}, START) is None
+    assert await engine.get_batch(ENV, batch.id) == batch
+    assert await engine.get_batch(ENV, "batch_none") is None
+    assert await engine.add_batch_runs(ENV, "batch_none", {0: "run_a"}, START) is None
+
+
+async def test_runs_are_put_at_their_indexes_whether_the_batch_made_them_or_not(engine: RunEngine) -> None:
+    batch = batch_of(run_count=5)
+    await engine.create_batch(batch)
+    own = [item_run_id(batch.id, index) for index in range(5)]
+
+    first = await engine.add_batch_runs(ENV, batch.id, {4: own[4], 1: "run_cached"}, START + MINUTE)
+    second = await engine.add_batch_runs(ENV, batch.id, {0: own[0], 3: own[0], 2: own[2]}, START + HOUR)
+
+    assert first is not None
+    assert (first.runs, first.sealed, first.updated_at) == ({1: "run_cached", 4: own[4]}, False, START + MINUTE)
+    assert second is not None
+    assert second.runs == {0: own[0], 1: "run_cached", 2: own[2], 3: own[0], 4: own[4]}
+    assert second.sealed
+    assert await engine.get_batch(ENV, batch.id) == second
+
+
+async def test_an_index_that_is_taken_keeps_its_run(engine: RunEngine) -> None:
+    batch = batch_of()
+    await engine.create_batch(batch)
+    own = item_run_id(batch.id, 0)
+    await engine.add_batch_runs(ENV, batch.id, {0: own, 1: "run_cached"}, START)
+
+    again = await engine.add_batch_runs(ENV, batch.id, {0: "run_other", 1: item_run_id(batch.id, 1)}, START)
+
+    assert again is not None
+    assert again.runs == {0: own, 1: "run_cached"}
+
+
+async def test_runs_that_come_from_many_sides_at_once_are_all_there(engine: RunEngine) -> None:
+    batch = batch_of(run_count=20)
+    await engine.create_batch(batch)
+
+    await asyncio.gather(
+        *(
+            engine.add_batch_runs(ENV, batch.id, {index: f"run_{side}", index + 1: f"run_{side}"}, START)
+            for side, index in enumerate(range(19))
+        )
+    )
+
+    stored = await engine.get_batch(ENV, batch.id)
+    assert stored is not None
+    assert sorted(stored.runs) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expires"),
+    [("idempotency_key", "idempotency_expires_at"), ("request_key", "request_key_expires_at")],
+)
+async def test_a_batchs_key_answers_in_its_environment_until_its_lifetime_is_over(
+    engine: RunEngine, kind: Any, expires: str
+) -> None:
+    def keyed(**fields: Any) -> Batch:
+        return batch_of(**{kind: "\N{SNOWMAN}" * 2048, expires: START + HOUR, **fields})
+
+    first, theirs = keyed(), keyed(env_id=OTHER_ENV)
+    assert await engine.create_batch(first) == Created(first.id)
+    assert await engine.create_batch(theirs) == Created(theirs.id)
+
+    in_time = keyed(created_at=START + HOUR - timedelta(microseconds=1))
+    assert await engine.create_batch(in_time) == Existing(first.id, by=kind)
+    late = keyed(created_at=START + HOUR, **{expires: START + 2 * HOUR})
+    assert await engine.create_batch(late) == Created(late.id)
+    assert await engine.create_batch(keyed(created_at=START + HOUR)) == Existing(late.id, by=kind)
+
+
+async def test_a_batchs_request_key_answers_before_its_idempotency_key(engine: RunEngine) -> None:
+    ends = {"idempotency_expires_at": START + HOUR, "request_key_expires_at": START + HOUR}
+    by_key = batch_of(idempotency_key="key", **ends)
+    by_request = batch_of(request_key="request", **ends)
+    await engine.create_batch(by_key)
+    await engine.create_batch(by_request)
+
+    outcome = await engine.create_batch(batch_of(idempotency_key="key", request_key="request", **ends))
+
+    assert outcome == Existing(by_request.id, by="request_key")
+
+
+async def test_a_hundred_batches_of_one_key_that_come_at_once_are_one(engine: RunEngine) -> None:
+    batches = [batch_of(idempotency_key="key", idempotency_expires_at=START + HOUR) for _ in range(100)]
+
+    outcomes = await asyncio.gather(*(engine.create_batch(batch) for batch in batches))
+
+    (winner,) = [outcome for outcome in outcomes if isinstance(outcome, Created)]
+    assert outcomes.count(Existing(winner.run_id, by="idempotency_key")) == 99

@@ -36,6 +36,7 @@ def test_every_setting_is_read_from_its_variable(field: str) -> None:
         "trip_algorithm": ("fixed", "fixed"),
         "body_limit_bytes": ("2048", 2048),
         "lease_ms": ("200", 200),
+        "worker_metrics_port": ("9100", 9100),
     }
     text, value = special.get(field) or samples[type(getattr(Settings(), field))]
     assert getattr(load(**{field.upper(): text}), field) == value

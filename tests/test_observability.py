@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,18 @@ from mollifier.telemetry import event
 configure_logging(Path(sys.argv[1]))
 for n in range(300):
     event("mollifier.buffered", run_id=f"{sys.argv[2]}-{n}", filler="x" * 3000)
+"""
+
+TRACED = """
+from mollifier.model import Action, Decision, GateInputs
+from mollifier.observability import configure_telemetry
+from mollifier.telemetry import Telemetry
+observability = configure_telemetry("mollifier-test")
+telemetry = Telemetry(observability.meter_provider, observability.tracer_provider)
+telemetry.decided(GateInputs(org_id="org_1", env_id="env_1"), Decision(action=Action.PASS_THROUGH))
+with telemetry.span("mollifier.drain"):
+    pass
+observability.shutdown()
 """
 
 
@@ -99,3 +114,65 @@ def test_each_setup_counts_for_itself_and_shows_it_to_prometheus() -> None:
     assert not first.traces
     first.shutdown()
     second.shutdown()
+
+
+# --- OTLP ----------------------------------------------------------------------------------------------------------
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes what is sent over OTLP/HTTP and keeps it as it came, by path."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Taking)
+        self.taken: dict[str, bytes] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Taking(BaseHTTPRequestHandler):
+    server: Collector  # pyright: ignore[reportIncompatibleVariableOverride] - this handler serves no other
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.taken[self.path] = self.server.taken.get(self.path, b"") + body
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - inherited
+        """Say nothing."""
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def run_traced(**variables: str) -> None:
+    """Run a process that counts one decision and traces one span, with no other `OTEL_...` than these."""
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
+    environment = inherited | {"no_proxy": "127.0.0.1"} | variables
+    subprocess.run([sys.executable, "-c", TRACED], check=True, env=environment)
+
+
+def test_metrics_and_traces_go_to_the_endpoint_that_the_standard_variable_names(collector: Collector) -> None:
+    run_traced(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_SERVICE_NAME="named-by-the-standard")
+
+    assert collector.taken.keys() == {"/v1/metrics", "/v1/traces"}
+    assert b"mollifier.decisions" in collector.taken["/v1/metrics"]
+    assert b"mollifier.drain" in collector.taken["/v1/traces"]
+    assert all(b"named-by-the-standard" in body for body in collector.taken.values())
+
+
+def test_a_signal_with_an_endpoint_of_its_own_is_the_only_one_that_is_sent(collector: Collector) -> None:
+    run_traced(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/traces")
+
+    assert collector.taken.keys() == {"/traces"}
+    assert b"mollifier-test" in collector.taken["/traces"]

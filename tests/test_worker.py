@@ -6,22 +6,33 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio import Redis
 
 from mollifier import snapshots
 from mollifier.buffer import Buffer
+from mollifier.config import Exporters
 from mollifier.drainer import Drainer
 from mollifier.errors import SettingsError
 from mollifier.keys import PARTITIONS
 from mollifier.model import Snapshot
+from mollifier.observability import configure_telemetry
+from mollifier.postgres.database import Database
+from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.server import Server
 from mollifier.settings import Settings
+from mollifier.telemetry import Telemetry
 from mollifier.worker import run_worker_process
 from tests.core.support import execute, until
 
@@ -41,9 +52,9 @@ class Working:
 
 
 @asynccontextmanager
-async def working(settings: Settings) -> AsyncGenerator[Working]:
+async def working(settings: Settings, **observed: Any) -> AsyncGenerator[Working]:
     worker, stop = Working(), asyncio.Event()
-    running = asyncio.create_task(run_worker_process(settings, on_start=worker.on_start, stop=stop))
+    running = asyncio.create_task(run_worker_process(settings, on_start=worker.on_start, stop=stop, **observed))
     started = asyncio.create_task(worker.started.wait())
     try:
         await asyncio.wait((running, started), timeout=20, return_when=asyncio.FIRST_COMPLETED)
@@ -102,8 +113,8 @@ async def test_a_worker_drains_what_the_buffer_holds_and_says_so(
     assert [(fields["run_id"], fields["attempts"]) for fields in drained] == [("run_a", 1), ("run_b", 1)]
 
 
-async def test_a_worker_that_is_switched_off_opens_no_connection_to_the_buffers_server(
-    redis_client: Redis, redis_url: str, database_url: str
+async def test_a_worker_that_is_switched_off_opens_no_connection_to_the_buffers_server_and_warns_instead(
+    redis_client: Redis, redis_url: str, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = (await execute(redis_client, "INFO", "stats"))["total_connections_received"]
 
@@ -111,6 +122,18 @@ async def test_a_worker_that_is_switched_off_opens_no_connection_to_the_buffers_
         assert worker.drainer is None
 
     assert (await execute(redis_client, "INFO", "stats"))["total_connections_received"] == before
+    (warning,) = events(caplog, "mollifier.not_draining")
+    assert warning.levelno == logging.WARNING
+    assert "MOLLIFIER_DRAINER_ENABLED=1" in getattr(warning, "fields", {})["detail"]
+
+
+async def test_a_worker_without_a_buffer_has_nothing_to_warn_of(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(Settings(database_url=database_url, tasks=TASKS)):
+        pass
+
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_worker_that_does_not_drain_warns_of_the_entries_it_leaves(
@@ -194,3 +217,77 @@ async def test_a_signal_stops_the_worker_however_often_one_was_started_in_this_p
     await asyncio.wait_for(running, 20)
     assert worker.drainer is not None
     assert not worker.drainer.running
+
+
+# --- what can be seen of it ----------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+async def test_a_worker_shows_what_it_drained_to_prometheus_for_as_long_as_it_runs(
+    redis_client: Redis, redis_url: str, database_url: str
+) -> None:
+    port = free_port()
+    settings = Settings(
+        redis_url=redis_url, database_url=database_url, tasks=TASKS, enabled=True, worker_metrics_port=port
+    )
+    await hold(Buffer(Server(redis_client), lambda: settings), "run_a", "run_b")
+    observability = configure_telemetry("mollifier-worker", Exporters())
+    telemetry = Telemetry(observability.meter_provider, observability.tracer_provider)
+
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+
+        async def shows_both() -> bool:
+            shown = (await client.get("/metrics", headers={"Connection": "close"})).text
+            return 'mollifier_drain_entries_total{outcome="acked"} 2.0' in shown
+
+        async with working(settings, telemetry=telemetry, registry=observability.registry):
+            await until(shows_both)
+
+        with pytest.raises(httpx.ConnectError):
+            await client.get("/metrics")
+    observability.shutdown()
+
+
+async def test_a_metrics_port_that_cannot_be_had_stops_the_worker_at_boot_with_the_variables_name(
+    database_url: str,
+) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:  # noqa: S104 - where the worker listens too
+        settings = Settings(database_url=database_url, tasks=TASKS, worker_metrics_port=taken.getsockname()[1])
+        with pytest.raises(SettingsError) as raised:
+            await run_worker_process(settings)
+
+    assert raised.value.variable == "MOLLIFIER_WORKER_METRICS_PORT"
+
+
+async def test_the_run_of_a_task_continues_the_triggers_trace(database_url: str) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace_id, caller_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    snapshot = Snapshot(
+        run_id="run_a",
+        org_id="org",
+        env_id="env",
+        task_id="echo",
+        created_at=datetime.now(UTC),
+        payload=b"{}",
+        traceparent=f"00-{trace_id}-{caller_id}-01",
+    )
+    async with Database(database_url) as database:
+        await PostgresRunEngine(database).create_runs([snapshot])
+
+    async def is_traced() -> bool:
+        return bool(exporter.get_finished_spans())
+
+    async with working(Settings(database_url=database_url, tasks=TASKS), tracer_provider=provider):
+        await until(is_traced)
+
+    (span,) = exporter.get_finished_spans()
+    assert span.name == "mollifier.run"
+    assert span.context is not None
+    assert span.parent is not None
+    assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace_id, caller_id)
+    provider.shutdown()

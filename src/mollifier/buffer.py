@@ -7,7 +7,7 @@ an entry that does not parse is reported, never the end of a reader.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from redis.exceptions import RedisError
@@ -15,11 +15,13 @@ from redis.exceptions import RedisError
 from mollifier import entries, inspection, scripts
 from mollifier.errors import BufferUnavailableError, MalformedEntryError, SettingsError
 from mollifier.inspection import Counts, listed
-from mollifier.keys import PARTITIONS, Keyspace, PartitionKeys, idempotency_digest
+from mollifier.keys import PARTITIONS, WAKE, Keyspace, PartitionKeys
 from mollifier.model import Entry, EntryKind
 from mollifier.scripts import Scripts, Settlement
 from mollifier.server import Server
 from mollifier.settings import Settings, variable
+
+T = TypeVar("T")
 
 _ORPHANS_PER_POP = 100
 
@@ -43,7 +45,47 @@ class DuplicateKey(msgspec.Struct, frozen=True):
     run_id: str
 
 
-AcceptOutcome = Accepted | DuplicateRun | DuplicateKey
+class KeyClaimed(msgspec.Struct, frozen=True):
+    """Another trigger has claimed one of the keys and has not bound it yet; nothing changed."""
+
+
+AcceptOutcome = Accepted | DuplicateRun | DuplicateKey | KeyClaimed
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """One of the caller's keys, by its digest, and the moment (ms since the epoch) up to which it belongs to the run."""
+
+    digest: str
+    expires_ms: int
+
+
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry to store as QUEUED, and the caller's keys to bind to it, which must be free or claimed by `token`.
+
+    `created_ms` is the trigger's moment, by which lists order held runs. An audit copy expires after `entry_ttl_s`.
+    """
+
+    run_id: str
+    env_id: str
+    org_id: str
+    payload: bytes
+    kind: EntryKind = EntryKind.AUDIT
+    created_ms: int = 0
+    bindings: Sequence[Binding] = ()
+    token: str = ""
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """The key is the claimant's until it binds it, releases it, or takes too long."""
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """The key belongs to the held run `run_id`."""
+
+    run_id: str
+
+
+ClaimOutcome = Claimed | Bound | KeyClaimed
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -93,41 +135,94 @@ class Buffer:
         payload: bytes,
         *,
         kind: EntryKind = EntryKind.AUDIT,
-        idempotency: tuple[str, str] | None = None,
+        created_ms: int = 0,
+        bindings: Sequence[Binding] = (),
+        token: str = "",
     ) -> AcceptOutcome:
-        """Store one entry as QUEUED; `idempotency` is its (task id, key). An audit copy expires after `entry_ttl_s`."""
-        keys = self.keyspace.of(org_id)
-        digest = idempotency_digest(env_id, *idempotency) if idempotency else ""
-        call = scripts.accept(
-            entry=keys.entry(run_id),
-            queue=keys.queue(env_id),
-            envs=keys.envs(org_id),
-            orgs=keys.orgs,
-            seq=keys.seq,
-            idempotency=keys.idempotency(digest) if digest else None,
-            run_id=run_id,
-            env_id=env_id,
-            org_id=org_id,
-            kind=kind,
-            payload=payload,
-            ttl_ms=self._settings().entry_ttl_s * 1000 if kind is EntryKind.AUDIT else 0,
-            digest=digest,
+        """Store one entry; see `Acceptance`."""
+        return _one(
+            await self.accept_many(
+                [
+                    Acceptance(
+                        run_id=run_id,
+                        env_id=env_id,
+                        org_id=org_id,
+                        payload=payload,
+                        kind=kind,
+                        created_ms=created_ms,
+                        bindings=bindings,
+                        token=token,
+                    )
+                ]
+            )
         )
-        match await self._scripts.run(call):
-            case "accepted", stored, sequence:
-                return Accepted(stored, sequence)
-            case "duplicate_run", stored, _:
-                return DuplicateRun(stored)
-            case "duplicate_key", winner, _:
-                return DuplicateKey(winner)
+
+    async def accept_many(self, entries: Sequence[Acceptance]) -> list[AcceptOutcome | BufferUnavailableError]:
+        """Store entries in one round trip, each by itself: one that cannot be stored harms no other. One outcome each, in order."""
+        replies = await self._scripts.run_many([self._accept(entry) for entry in entries])
+        return [reply if isinstance(reply, BufferUnavailableError) else _accepted(reply) for reply in replies]
+
+    async def claim(self, org_id: str, digest: str, token: str, lifetime_ms: int) -> ClaimOutcome:
+        """Claim one of the caller's keys; see `claim_many`."""
+        (outcome,) = await self.claim_many(org_id, [digest], token, lifetime_ms)
+        return outcome
+
+    async def claim_many(
+        self, org_id: str, digests: Sequence[str], token: str, lifetime_ms: int
+    ) -> Sequence[ClaimOutcome]:
+        """Claim keys of one organization in their order, in one round trip; claiming with the same token again prolongs the claim.
+
+        The first that is somebody else's claim is the last of the answers: none after it has been claimed.
+        """
+        keys = self.keyspace.of(org_id)
+        binding = [keys.idempotency(digest) for digest in digests]
+        replies = await self._scripts.run(scripts.claim(binding=binding, token=token, lifetime_ms=lifetime_ms))
+        return [_claimed(reply) for reply in replies]
+
+    async def release(self, org_id: str, digests: Sequence[str], token: str) -> int:
+        """Give claims back in one round trip; one that is another's by now, or bound, stays. Return how many it were."""
+        keys = self.keyspace.of(org_id)
+        binding = [keys.idempotency(digest) for digest in digests]
+        return await self._scripts.run(scripts.release(binding=binding, token=token))
+
+    async def bound_run(self, org_id: str, digest: str) -> str | None:
+        """Return the held run that the key belongs to, None when it belongs to none."""
+        holder = await self._server.run("GET", self.keyspace.of(org_id).idempotency(digest))
+        return holder.decode().removeprefix("run:") if holder and holder.startswith(b"run:") else None
+
+    async def patch(self, entry: Entry, patch: bytes, *, unbind: Sequence[str] = ()) -> Settlement:
+        """Append a change to a held entry as it was read, freeing the keys with the digests in `unbind`.
+
+        Answers `changed` when it is no longer as it was read, `stale` when its run exists by now, `missing` when it is gone.
+        """
+        keys = self.keyspace.of(entry.org_id)
+        return await self._scripts.run(
+            scripts.patch(
+                entry=keys.entry(entry.run_id),
+                binding=[keys.idempotency(digest) for digest in unbind],
+                run_id=entry.run_id,
+                patches=len(entry.patches),
+                patch=patch,
+            )
+        )
+
+    async def listen(self, on_work: Callable[[], None]) -> None:
+        """Call `on_work` whenever an environment that had nothing queued has something, until cancelled.
+
+        A message may be missed while the connection is away: whoever listens polls too. Raises BufferUnavailableError then.
+        """
+        await self._server.listen(WAKE, on_work)
 
     # --- taking ----------------------------------------------------------------------------------------------------
 
-    async def ready(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the environments that have something due now, by organization. Three round trips, whatever their number."""
+    async def ready(self, among: Iterable[str] | None = None) -> Mapping[str, tuple[str, ...]]:
+        """Return the environments that have something due now, by organization. Three round trips, whatever their number.
+
+        Given organizations, only their partitions are looked at, which is most of the work where few of many have anything due.
+        """
         # The server's clock decides what is due: a replica's own, running fast, would take entries before their time.
         now_ms = await self._server.now_ms()
-        partitions = self.keyspace.partitions
+        partitions = self.keyspace.partitions if among is None else tuple(dict.fromkeys(map(self.keyspace.of, among)))
         due = await self._server.run_many([("ZRANGE", keys.orgs, "-inf", now_ms, "BYSCORE") for keys in partitions])
         organizations = [
             (keys, org.decode()) for keys, orgs in zip(partitions, due, strict=True) for org in listed(orgs)
@@ -195,17 +290,22 @@ class Buffer:
     # --- settling --------------------------------------------------------------------------------------------------
 
     async def ack_many(self, entries: Sequence[Entry]) -> list[Settlement | BufferUnavailableError]:
-        """Settle entries whose runs exist: readable for `ack_grace_ttl_s` more, their idempotency keys freed."""
+        """Settle entries whose runs exist: readable for `ack_grace_ttl_s` more, their keys freed.
+
+        Answers `changed`, and settles nothing, for an entry that has been patched since it was read.
+        """
         grace_ms = self._settings().ack_grace_ttl_s * 1000
         return await self._scripts.run_many(
             [
                 scripts.ack(
                     entry=keys.entry(entry.run_id),
                     draining=keys.draining,
-                    idempotency=_binding(keys, entry),
+                    held=keys.held(entry.env_id),
+                    binding=_bindings(keys, entry),
                     run_id=entry.run_id,
                     lease=entry.lease,
                     grace_ms=grace_ms,
+                    patches=len(entry.patches),
                 )
                 for keys, entry in self._with_keys(entries)
             ]
@@ -254,7 +354,8 @@ class Buffer:
                     entry=keys.entry(entry.run_id),
                     draining=keys.draining,
                     failed=keys.failed,
-                    idempotency=_binding(keys, entry),
+                    held=keys.held(entry.env_id),
+                    binding=_bindings(keys, entry),
                     run_id=entry.run_id,
                     lease=entry.lease,
                     error=error,
@@ -307,11 +408,47 @@ class Buffer:
         found = await self.get_entries(org_id, [run_id.decode() for run_id in queued])
         return [entry for entry in found if entry is not None]
 
+    async def held_run_ids(
+        self, org_id: str, env_id: str, *, from_ms: int | None = None, newest_first: bool = True
+    ) -> list[str]:
+        """Return the environment's held runs in the order of their triggers' moments, from `from_ms` on in that direction."""
+        key = self.keyspace.of(org_id).held(env_id)
+        if newest_first:
+            start = "+inf" if from_ms is None else from_ms
+            members = await self._server.run("ZRANGE", key, start, "-inf", "BYSCORE", "REV")
+        else:
+            start = "-inf" if from_ms is None else from_ms
+            members = await self._server.run("ZRANGE", key, start, "+inf", "BYSCORE")
+        return [member.decode() for member in members]
+
     async def counts(self) -> Counts:
         """Count everything the buffer holds, over all partitions."""
         return await inspection.count(self._server, self.keyspace)
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _accept(self, entry: Acceptance) -> scripts.Call[scripts.AcceptReply]:
+        keys = self.keyspace.of(entry.org_id)
+        return scripts.accept(
+            entry=keys.entry(entry.run_id),
+            queue=keys.queue(entry.env_id),
+            envs=keys.envs(entry.org_id),
+            orgs=keys.orgs,
+            seq=keys.seq,
+            held=keys.held(entry.env_id),
+            binding=[keys.idempotency(binding.digest) for binding in entry.bindings],
+            run_id=entry.run_id,
+            env_id=entry.env_id,
+            org_id=entry.org_id,
+            kind=entry.kind,
+            payload=entry.payload,
+            ttl_ms=self._settings().entry_ttl_s * 1000 if entry.kind is EntryKind.AUDIT else 0,
+            created_ms=entry.created_ms,
+            token=entry.token,
+            digests=",".join(binding.digest for binding in entry.bindings),
+            wake=WAKE,
+            expires_ms=[binding.expires_ms for binding in entry.bindings],
+        )
 
     def _peek(self, ready: Ready, limit: int) -> scripts.Call[tuple[str, ...]]:
         keys = self.keyspace.of(ready.org_id)
@@ -353,8 +490,8 @@ class Buffer:
         return ((self.keyspace.of(entry.org_id), entry) for entry in entries)
 
 
-def _binding(keys: PartitionKeys, entry: Entry) -> str | None:
-    return keys.idempotency(entry.idempotency) if entry.idempotency else None
+def _bindings(keys: PartitionKeys, entry: Entry) -> list[str]:
+    return [keys.idempotency(digest) for digest in entry.bindings]
 
 
 def _owner(reply: Any) -> tuple[str, str]:
@@ -364,7 +501,29 @@ def _owner(reply: Any) -> tuple[str, str]:
     return reply[0].decode(), reply[1].decode()
 
 
-def _one(results: list[Settlement | BufferUnavailableError]) -> Settlement:
+def _accepted(reply: scripts.AcceptReply) -> AcceptOutcome:
+    match reply:
+        case "accepted", stored, sequence:
+            return Accepted(stored, sequence)
+        case "duplicate_run", stored, _:
+            return DuplicateRun(stored)
+        case "duplicate_key", "", _:
+            return KeyClaimed()
+        case "duplicate_key", winner, _:
+            return DuplicateKey(winner)
+
+
+def _claimed(reply: scripts.ClaimReply) -> ClaimOutcome:
+    match reply:
+        case "claimed", _:
+            return Claimed()
+        case "bound", run_id:
+            return Bound(run_id)
+        case "pending", _:
+            return KeyClaimed()
+
+
+def _one(results: list[T | BufferUnavailableError]) -> T:
     (result,) = results
     if isinstance(result, BufferUnavailableError):
         raise result

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from mollifier.buffer import Buffer, Popped
-from mollifier.errors import BufferUnavailableError, EngineUnavailableError, NonRetryableError
+from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.fairness import Rotation
 from mollifier.model import Entry
 from mollifier.scripts import Settlement
@@ -29,6 +30,9 @@ Outcome = BaseException | None
 
 Handler = Callable[[Sequence[Entry]], Awaitable[Sequence[Outcome]]]
 """Handles entries of one environment, oldest first; returns one outcome each, in order. Raising speaks for all of them."""
+
+GiveUp = Callable[[Entry, BaseException], Awaitable[bool]]
+"""Makes an entry's failure visible elsewhere, so that the entry can go; False when it must stay as failed."""
 
 _MOST_REFUSALS = 20
 _UNWIND_S = 0.5
@@ -69,12 +73,14 @@ class Drainer:
         settings: Callable[[], Settings],
         telemetry: Telemetry,
         *,
+        give_up: GiveUp | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._buffer = buffer
         self._handler = handler
+        self._give_up = give_up
         self._settings = settings
         self._telemetry = telemetry
         self._sleep = sleep
@@ -89,6 +95,9 @@ class Drainer:
         self._handling: set[asyncio.Task[None]] = set()
         self._loops: tuple[asyncio.Task[None], ...] = ()
         self._stopping = asyncio.Event()
+        self._work = asyncio.Event()
+        self._last_ready: tuple[str, ...] = ()
+        self._listed_all_at_s = -math.inf
         self._slot_freed = asyncio.Event()
 
     @property
@@ -109,6 +118,7 @@ class Drainer:
         self._loops = (
             asyncio.create_task(self._drain(), name="mollifier-drain"),
             asyncio.create_task(self._keep_leases(), name="mollifier-leases"),
+            asyncio.create_task(self._listen(), name="mollifier-listen"),
         )
 
     async def stop(self, timeout_ms: int | None = None) -> bool:
@@ -119,7 +129,7 @@ class Drainer:
         timeout_ms = self._settings().drain_shutdown_timeout_ms if timeout_ms is None else timeout_ms
         self._stopping.set()
         self._slot_freed.set()
-        drain, leases = self._loops or (None, None)
+        drain, *others = self._loops or (None,)
         pending: set[asyncio.Task[None]] = set()
         if drain is not None:
             deadline = self._monotonic() + timeout_ms / 1000
@@ -130,7 +140,7 @@ class Drainer:
                 pending |= hung
         left = self.in_flight
         self._loops = ()
-        ended = {*pending, *((leases,) if leases else ())}
+        ended = {*pending, *others}
         for task in ended:
             task.cancel()
         if ended:
@@ -158,7 +168,7 @@ class Drainer:
                 await self._pause(self._tick_backoff.next_ms())
             else:
                 if not found_work:
-                    await self._pause(self._settings().drain_poll_interval_ms)
+                    await self._pause(self._settings().drain_poll_interval_ms, until=self._work)
 
     async def _tick(self) -> bool:
         """Serve one turn of the rotation; return whether there was anything to serve."""
@@ -166,7 +176,7 @@ class Drainer:
         capacity = await self._free_capacity(settings.drain_concurrency)
         if self._stopping.is_set():
             return False
-        ready = await self._buffer.ready()
+        ready = await self._ready()
         shares = self._rotation.plan(
             ready,
             capacity=capacity,
@@ -184,6 +194,19 @@ class Drainer:
         taken = [self._dispatch(reply) for reply in popped if isinstance(reply, Popped)]
         return any(taken)
 
+    async def _ready(self) -> Mapping[str, Sequence[str]]:
+        """List what is due: everywhere when something was announced, nothing was due, or a poll has passed; else where something was."""
+        now_s = self._monotonic()
+        poll_s = self._settings().drain_poll_interval_ms / 1000
+        everywhere = self._work.is_set() or not self._last_ready or now_s - self._listed_all_at_s >= poll_s
+        if everywhere:
+            # Cleared before looking: work that arrives from here on is either seen or announced.
+            self._work.clear()
+            self._listed_all_at_s = now_s
+        ready = await self._buffer.ready(None if everywhere else self._last_ready)
+        self._last_ready = tuple(ready)
+        return ready
+
     async def _free_capacity(self, concurrency: int) -> int:
         while (free := concurrency - self.in_flight) <= 0 and not self._stopping.is_set():
             self._slot_freed.clear()
@@ -194,6 +217,8 @@ class Drainer:
         for error in popped.malformed:
             log.error("mollifier.malformed_entry", extra={"fields": {"run_id": error.run_id, "error": error.reason}})
             self._telemetry.settled("malformed", 0)
+        if popped.orphans:
+            log.warning("mollifier.orphans_dropped", extra={"fields": {"count": popped.orphans}})
         for _ in range(popped.orphans):
             self._telemetry.settled("orphaned", 0)
         if popped.entries:
@@ -203,15 +228,26 @@ class Drainer:
             task.add_done_callback(self._handling.discard)
         return bool(popped.entries or popped.orphans or popped.malformed)
 
-    async def _pause(self, pause_ms: float) -> None:
-        """Sleep, unless the drainer is being stopped."""
-        sleeping = asyncio.ensure_future(self._sleep(pause_ms / 1000))
-        stopping = asyncio.create_task(self._stopping.wait())
+    async def _pause(self, pause_ms: float, until: asyncio.Event | None = None) -> None:
+        """Sleep, unless the drainer is being stopped, or the event comes first."""
+        waiting = [asyncio.ensure_future(self._sleep(pause_ms / 1000)), asyncio.create_task(self._stopping.wait())]
+        if until is not None:
+            waiting.append(asyncio.create_task(until.wait()))
         try:
-            await asyncio.wait((sleeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            sleeping.cancel()
-            stopping.cancel()
+            for task in waiting:
+                task.cancel()
+
+    async def _listen(self) -> None:
+        """Be told of work, so that an entry on an idle system does not wait for the next poll."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._buffer.listen(self._work.set)
+            except Exception as error:  # noqa: BLE001 - without news the loop polls
+                self._telemetry.faulted("listen", error)
+                await self._sleep(backoff.next_ms() / 1000)
 
     # --- one environment's entries ---------------------------------------------------------------------------------
 
@@ -259,7 +295,7 @@ class Drainer:
             await self._until_settled("requeue", unreached, lambda some: self._buffer.requeue_many(some, attempts=0))
         if handled:
             self._engine_backoff.reset()
-            await self._until_settled("ack", handled, self._buffer.ack_many)
+            await self._until_settled("ack", handled, self._ack)
 
     async def _settle_failure(self, entry: Entry, error: BaseException, popped_at_s: float) -> None:
         settings = self._settings()
@@ -268,7 +304,10 @@ class Drainer:
                 "mollifier.entry_failed",
                 extra={"fields": {"run_id": entry.run_id, "attempts": entry.attempts + 1, "error": describe(error)}},
             )
-            await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
+            if self._give_up is not None and await self._give_up(entry, error):
+                await self._until_settled("ack", [entry], self._ack)
+            else:
+                await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
             return
         self._telemetry.faulted("handle", error)
         # The buffer's clock at this moment: its reading at the pop, plus what has passed here since.
@@ -281,6 +320,27 @@ class Drainer:
     def _retry_delay_ms(self, attempts: int) -> int:
         """Exponential with full jitter (Brooker, "Exponential Backoff And Jitter"), at least 1 ms."""
         return 1 + int(self._jitter() * min(_RETRY_CAP_MS, _RETRY_BASE_MS * 2**attempts))
+
+    async def _ack(self, entries: Sequence[Entry]) -> list[Settlement | BufferUnavailableError]:
+        """Settle what was handled; what changed meanwhile is handled once more as it is now, until nothing has."""
+        replies = await self._buffer.ack_many(entries)
+        for index, entry in enumerate(entries):
+            while replies[index] == "changed":
+                replies[index] = await self._ack_changed(entry)
+        return replies
+
+    async def _ack_changed(self, entry: Entry) -> Settlement | BufferUnavailableError:
+        try:
+            current = await self._buffer.get_entry(entry.org_id, entry.run_id)
+        except MalformedEntryError as error:
+            return BufferUnavailableError(str(error))
+        if current is None or current.lease != entry.lease:
+            return "stale"
+        (outcome,) = await self._outcomes([current])
+        if outcome is not None:
+            return BufferUnavailableError(f"a change could not be carried over: {describe(outcome)}")
+        (reply,) = await self._buffer.ack_many([current])
+        return reply
 
     async def _until_settled(
         self,
@@ -325,7 +385,7 @@ class Drainer:
                     refused.append(entry)
                 case "held":
                     self._telemetry.settled(outcome, entry.dwell_ms)
-                case "missing" | "stale":
+                case "changed" | "missing" | "stale":
                     self._telemetry.settled(reply, entry.dwell_ms)
         return refused
 

@@ -7,23 +7,54 @@ be reached; any other exception speaks of the request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
 import msgspec
 
-from mollifier.model import MetadataOperation, Run, RunFilter, RunPage, Snapshot
+from mollifier.model import (
+    Batch,
+    MetadataOperation,
+    Run,
+    RunError,
+    RunFilter,
+    RunPage,
+    RunProgress,
+    RunStatus,
+    Snapshot,
+)
+from mollifier.patches import Patch
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """The final status a run is created in, when its end was decided before it could be created.
+
+    A run that its caller cancelled keeps its keys; one that failed, or lost its key to another, holds none (`frees_keys`).
+    """
+
+    status: Literal[RunStatus.CANCELED, RunStatus.SYSTEM_FAILURE]
+    at: datetime
+    error: RunError | None = None
+    frees_keys: bool = False
+
+
+class Creation(msgspec.Struct, frozen=True, kw_only=True):
+    """One run to create. `patch_count` says how many changes made while it was held are in the snapshot already."""
+
+    snapshot: Snapshot
+    ending: Ending | None = None
+    patch_count: int = 0
 
 
 class Created(msgspec.Struct, frozen=True):
-    """The run exists now because of this snapshot."""
+    """The run (or the batch) exists now because of this call."""
 
     run_id: str
 
 
 class Existing(msgspec.Struct, frozen=True):
-    """Nothing was created: this run already stands for the snapshot, for the reason in `by`.
+    """Nothing was created: this run (or batch) already stands for what was to be created, for the reason in `by`.
 
     `run_id`: the id itself exists (the snapshot was handed over twice). `debounce`: its delay was pushed.
     """
@@ -47,12 +78,32 @@ class RunEngine(Protocol):
         """
         ...
 
+    async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+        """Create runs that were held, as `create_runs` does. One with an ending is created ended and is never executed."""
+        ...
+
+    async def carry_over(self, env_id: str, run_id: str, changes: Sequence[Patch]) -> Run | None:
+        """Apply those of a held run's changes that the created run does not have in it yet; exactly once, however often it is called."""
+        ...
+
     async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:
         """Return the run that the snapshot's request key or idempotency key is bound to at its `created_at`, if any."""
         ...
 
+    async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
+        """Look the keys of many snapshots up as `find_by_keys` does, in one round trip; one answer each, in order."""
+        ...
+
     async def get_run(self, env_id: str, run_id: str) -> Run | None:
         """Return the run, with its children's ids, or None when this environment has no such run."""
+        ...
+
+    async def get_runs(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, Run]:
+        """Return those of the runs that this environment has, by id, without their children's ids; one round trip."""
+        ...
+
+    async def get_progress(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
+        """Return how far those of the runs are that this environment has, by id; one round trip that carries no payloads."""
         ...
 
     async def list_runs(self, env_id: str, query: RunFilter) -> RunPage:
@@ -77,6 +128,21 @@ class RunEngine(Protocol):
 
     async def reset_idempotency_key(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
         """Free the key; False when nothing held it."""
+        ...
+
+    async def create_batch(self, batch: Batch) -> CreateOutcome:
+        """Record the batch, without its runs; or answer with the one that its id, its request key or its idempotency key belongs to.
+
+        Both keys are the environment's. A key whose lifetime is over at the batch's `created_at` is free.
+        """
+        ...
+
+    async def get_batch(self, env_id: str, batch_id: str) -> Batch | None:
+        """Return the batch with its runs, or None when this environment has no such batch."""
+        ...
+
+    async def add_batch_runs(self, env_id: str, batch_id: str, runs: Mapping[int, str], at: datetime) -> Batch | None:
+        """Put runs at indexes of the batch; one that is taken keeps its run. Return the batch, or None when there is none."""
         ...
 
 

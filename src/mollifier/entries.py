@@ -44,6 +44,7 @@ def _entry(run_id: str, fields: Mapping[str, bytes], now_ms: int | None) -> Entr
         lease=int(fields.get("lease", b"0")),
         dwell_ms=max(0, now_ms - accepted_at_ms) if now_ms is not None else 0,
         not_before_ms=int(fields["not_before_ms"]) if "not_before_ms" in fields else None,
-        idempotency=fields["idempotency"].decode() if "idempotency" in fields else None,
+        patches=tuple(fields[f"patch:{index}"] for index in range(int(fields.get("patches", b"0")))),
+        bindings=tuple(fields["bindings"].decode().split(",")) if "bindings" in fields else (),
         error=fields["error"].decode("utf-8", "replace") if "error" in fields else None,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -11,12 +10,19 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from mollifier import ids
+from mollifier.admission import Admission
+from mollifier.batches import Batches
 from mollifier.buffer import Buffer
+from mollifier.claims import Claims
 from mollifier.drainer import Drainer, Handler
 from mollifier.engine import RunEngine, TaskCatalog
 from mollifier.flags import FlagResolver
 from mollifier.gate import Gate
 from mollifier.keys import Keyspace
+from mollifier.materialise import Materialiser, by_kind
+from mollifier.monitor import audit_handler
+from mollifier.runs import Runs
 from mollifier.scripts import Scripts
 from mollifier.server import Server, connect
 from mollifier.settings import Settings, variable
@@ -25,10 +31,6 @@ from mollifier.trigger import TriggerService
 from mollifier.trip import TripEvaluator
 
 log = logging.getLogger(__name__)
-
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
-_TIME_DIGITS = 9
-_RANDOM_DIGITS = 16
 
 
 class Mollifier:
@@ -68,44 +70,42 @@ class Mollifier:
             recorder=self.telemetry,
             deadline_ms=lambda: self.settings().gate_deadline_ms,
         )
+        self.runs = Runs(engine, self.buffer, self.settings, clock)
+        self._materialiser = Materialiser(engine, self.telemetry, clock)
         self.triggers = TriggerService(
-            settings=self.settings,
-            gate=self.gate,
-            buffer=self.buffer,
+            admission=Admission(
+                settings=self.settings, gate=self.gate, buffer=self.buffer, engine=engine, telemetry=self.telemetry
+            ),
+            claims=Claims(self.buffer, self.settings, self.telemetry) if self.buffer else None,
             engine=engine,
+            runs=self.runs,
             tasks=tasks,
             telemetry=self.telemetry,
             clock=clock,
-            new_run_id=new_run_id or run_id,
+            new_run_id=new_run_id or ids.run_id,
         )
+        self.batches = Batches(engine=engine, triggers=self.triggers, runs=self.runs, clock=clock)
 
-    def drainer(self, handler: Handler) -> Drainer:
-        """Return a drainer of this buffer. Raises ValueError when no buffer is configured."""
+    def drainer(self, handler: Handler | None = None) -> Drainer:
+        """Return a drainer of this buffer: audit copies are compared, held entries become runs; or what the given handler does.
+
+        Raises ValueError when no buffer is configured.
+        """
         if self.buffer is None:
             raise ValueError(f"nothing to drain: set {variable('redis_url')}")
-        return Drainer(self.buffer, handler, self.settings, self.telemetry)
+        if handler is not None:
+            return Drainer(self.buffer, handler, self.settings, self.telemetry)
+        give_up = self._materialiser.give_up
+        return Drainer(self.buffer, self.drain_handler(), self.settings, self.telemetry, give_up=give_up)
+
+    def drain_handler(self) -> Handler:
+        """Return what a drainer does with entries."""
+        return by_kind(audit=audit_handler(self.telemetry), held=self._materialiser.handle)
 
     async def aclose(self) -> None:
         """Close the connections that were opened here."""
         if self._own_redis is not None:
             await self._own_redis.aclose()
-
-
-def run_id(now: datetime) -> str:
-    """Return a new run id, `run_` and 25 characters: the moment in milliseconds, then 82 random bits.
-
-    Ids made later sort later, which keeps the index that holds them compact.
-    """
-    moment = _base36(int(now.timestamp() * 1000), _TIME_DIGITS)
-    return f"run_{moment}{_base36(secrets.randbelow(36**_RANDOM_DIGITS), _RANDOM_DIGITS)}"
-
-
-def _base36(number: int, digits: int) -> str:
-    text = ""
-    for _ in range(digits):
-        number, digit = divmod(number, 36)
-        text = _ALPHABET[digit] + text
-    return text
 
 
 @cache

@@ -66,6 +66,10 @@ class Fields:
         if self._errors:
             raise InvalidRequestError(*self._errors)
 
+    def under(self, path: str) -> Fields:
+        """Return the same members under another path: what they are called is sometimes known only once they are read."""
+        return Fields(self._members, path, self._errors)
+
     def has(self, name: str) -> bool:
         """Return whether the member is there and not null."""
         return self._raw(name) is not None
@@ -181,10 +185,10 @@ class Fields:
         """Return the members of an object; one that is absent has none."""
         return self.object(name) or Fields({}, f"{self._path}{name}.", self._errors)
 
-    def objects(self, name: str, most: int) -> list[Fields]:
+    def objects(self, name: str, most: int, least: int = 0) -> list[Fields]:
         """Return the members of each object of an array."""
         found: list[Fields] = []
-        for place, raw in self._array(name, most):
+        for place, raw in self._array(name, most, least=least):
             if kind_of(raw) == "an object":
                 found.append(Fields(_object.decode(raw), f"{self._path}{place}.", self._errors))
             else:
@@ -222,12 +226,16 @@ class Fields:
         self.blame(name, f"expected {form or kind}, got {kind_of(raw)}")
         return None
 
-    def _array(self, name: str, most: int | None, form: str | None = None) -> Iterator[tuple[str, bytes]]:
+    def _array(
+        self, name: str, most: int | None, form: str | None = None, least: int = 0
+    ) -> Iterator[tuple[str, bytes]]:
         raw = self._expect(name, "an array", form)
         items = _array.decode(raw) if raw is not None else []
         if most is not None and len(items) > most:
             self.blame(name, f"must hold at most {most}, holds {len(items)}")
             return
+        if raw is not None and len(items) < least:
+            self.blame(name, f"must hold at least {least}, holds {len(items)}")
         for index, item in enumerate(items):
             yield f"{name}[{index}]", bytes(item)
 

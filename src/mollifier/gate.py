@@ -1,4 +1,4 @@
-"""2. The gate: decides `pass_through`, `shadow_log` or `mollify` for one trigger.
+"""2. The gate: decides `pass_through`, `shadow_log` or `mollify` for each trigger by itself; many at once cost what one costs.
 
 The cascade, in order: switched off, caller that needs a synchronous answer, organization not enrolled and nobody watching, no
 burst, and only then the two actions. Every collaborator's failure fails open: a setting that cannot be read counts as off, a
@@ -8,7 +8,8 @@ not asked for a while. The gate itself never raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Protocol
 
 from mollifier.deadline import Breaker, within
@@ -59,22 +60,31 @@ class Gate:
         self._breaker = breaker or Breaker()
 
     async def decide(self, inputs: GateInputs) -> Decision:
-        """Decide one trigger. Off, it touches nothing and records nothing; otherwise every decision is recorded once."""
-        if not self._ask("settings", self._enabled):
-            return _PASS
-        decision = await self._cascade(inputs)
-        self._recorder.decided(inputs, decision)
+        """Decide one trigger; see `decide_many`."""
+        (decision,) = await self.decide_many([inputs])
         return decision
 
-    async def _cascade(self, inputs: GateInputs) -> Decision:
-        enrolled = self._ask("flag", lambda: self._flag(inputs))
-        if inputs.bypasses or not (enrolled or self._ask("settings", self._shadow_mode)):
-            return Decision(action=Action.PASS_THROUGH, enrolled=enrolled)
-        verdict = await self._evaluate(inputs)
-        if not verdict.tripped:
-            return Decision(action=Action.PASS_THROUGH, enrolled=enrolled, count=verdict.count)
-        action = Action.MOLLIFY if enrolled else Action.SHADOW_LOG
-        return Decision(action=action, reason=REASON, enrolled=enrolled, count=verdict.count)
+    async def decide_many(self, inputs: Sequence[GateInputs]) -> list[Decision]:
+        """Decide triggers that come together, each as if the others had come before it; one deadline holds for all.
+
+        Off, it touches nothing and records nothing; otherwise every decision is recorded once.
+        """
+        if not self._ask("settings", self._enabled):
+            return [_PASS] * len(inputs)
+        decisions = await self._cascade(inputs)
+        for one, decision in zip(inputs, decisions, strict=True):
+            self._recorder.decided(one, decision)
+        return decisions
+
+    async def _cascade(self, inputs: Sequence[GateInputs]) -> list[Decision]:
+        enrolled = [self._ask("flag", partial(self._flag, one)) for one in inputs]
+        watched = cache(lambda: self._ask("settings", self._shadow_mode))
+        counted = [i for i, one in enumerate(inputs) if not one.bypasses and (enrolled[i] or watched())]
+        decisions = [Decision(action=Action.PASS_THROUGH, enrolled=flag) for flag in enrolled]
+        verdicts = await self._evaluate([inputs[i] for i in counted])
+        for i, verdict in zip(counted, verdicts, strict=True):
+            decisions[i] = _decision(verdict, enrolled=enrolled[i])
+        return decisions
 
     def _ask(self, part: str, question: Callable[[], bool]) -> bool:
         """Return the answer; a question that raises is answered no."""
@@ -84,13 +94,25 @@ class Gate:
             self._recorder.failed_open(part, error)
             return False
 
-    async def _evaluate(self, inputs: GateInputs) -> Verdict:
+    async def _evaluate(self, inputs: Sequence[GateInputs]) -> Sequence[Verdict]:
+        if not inputs:
+            return []
         try:
             evaluator = self._evaluator
             if evaluator is None:
                 raise BufferUnavailableError("there is no evaluator: no buffer is configured")
             deadline_ms = self._deadline_ms()
-            return await self._breaker.ask(lambda: within(deadline_ms, evaluator.evaluate(inputs)))
+            verdicts = await self._breaker.ask(lambda: within(deadline_ms, evaluator.evaluate_many(inputs)))
+            if len(verdicts) != len(inputs):
+                raise ValueError(f"the evaluator was asked for {len(inputs)} verdicts and gave {len(verdicts)}")
         except Exception as error:  # noqa: BLE001 - the gate fails open whatever a collaborator raises
             self._recorder.failed_open("evaluator", error)
-            return _QUIET
+            return [_QUIET] * len(inputs)
+        return verdicts
+
+
+def _decision(verdict: Verdict, *, enrolled: bool) -> Decision:
+    if not verdict.tripped:
+        return Decision(action=Action.PASS_THROUGH, enrolled=enrolled, count=verdict.count)
+    action = Action.MOLLIFY if enrolled else Action.SHADOW_LOG
+    return Decision(action=action, reason=REASON, enrolled=enrolled, count=verdict.count)

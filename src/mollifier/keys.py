@@ -15,7 +15,8 @@ no two names alias, whatever the ids contain; customers' text (task ids, idempot
 | `mollifier:{p07}:draining`    | sorted set | leased runs by the end of their lease     | while something is leased                |
 | `mollifier:{p07}:failed`      | sorted set | failed runs by the time they failed       | while something failed is kept           |
 | `mollifier:{p07}:entry:R`     | hash       | the entry of run R                        | audit: its TTL; held: until settled      |
-| `mollifier:{p07}:idempotency:D` | string   | the run that a key (by digest) is bound to | as its entry                            |
+| `mollifier:{p07}:held:E`      | sorted set | held runs of E by the trigger's moment    | while something is held                  |
+| `mollifier:{p07}:idempotency:D` | string   | who a caller's key (by digest) belongs to | a claim, its deadline; a binding, its TTL |
 | `mollifier:{p07}:rate:E`      | hash       | triggers of E per time bucket             | one window after the last trigger        |
 | `mollifier:{p07}:tripped:E`   | string     | exists while E is held                    | `hold_ms` after the last overage         |
 
@@ -31,6 +32,8 @@ import msgspec
 
 ROOT = "mollifier"
 PARTITIONS = f"{ROOT}:partitions"
+WAKE = f"{ROOT}:wake"
+"""The channel, no key, that tells drainers of an environment that has something queued again."""
 
 
 class PartitionKeys(msgspec.Struct, frozen=True):
@@ -69,6 +72,10 @@ class PartitionKeys(msgspec.Struct, frozen=True):
         """Queued runs of an environment."""
         return self._key(f"queue:{env_id}")
 
+    def held(self, env_id: str) -> str:
+        """Held runs of an environment, for lists: queued, waiting and leased ones alike."""
+        return self._key(f"held:{env_id}")
+
     def waiting(self, env_id: str) -> str:
         """Runs of an environment that wait for their not-before time."""
         return self._key(f"waiting:{env_id}")
@@ -78,7 +85,7 @@ class PartitionKeys(msgspec.Struct, frozen=True):
         return self._key(f"entry:{run_id}")
 
     def idempotency(self, digest: str) -> str:
-        """One idempotency binding."""
+        """Who one of the callers' keys belongs to: `run:<id>` or `claim:<token>`."""
         return self._key(f"idempotency:{digest}")
 
     def rate(self, env_id: str) -> str:
@@ -102,9 +109,19 @@ class Keyspace:
 
 
 def idempotency_digest(env_id: str, task_id: str, key: str) -> str:
-    """Name an idempotency key without its text: SHA-256 over the length-prefixed parts, so that no two triples alias."""
+    """Name an idempotency key without its text."""
+    return _digest("idempotency", env_id, task_id, key)
+
+
+def request_digest(env_id: str, key: str) -> str:
+    """Name a request key without its text."""
+    return _digest("request", env_id, key)
+
+
+def _digest(*parts: str) -> str:
+    """SHA-256 over the length-prefixed parts, so that no two lists of parts alias, whatever they contain; 160 bits of it."""
     digest = hashlib.sha256()
-    for part in (env_id, task_id, key):
+    for part in parts:
         data = part.encode()
         digest.update(len(data).to_bytes(4, "big") + data)
     return digest.hexdigest()[:40]

@@ -60,10 +60,12 @@ class TriggerRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     `payload`, `context` and `metadata` are the caller's bytes, untouched. Durations count from the trigger's moment.
     `idempotency_key` is the bound key (a run- or attempt-scoped one already combined with its scope);
-    `idempotency_key_shown` is what the caller called it.
+    `idempotency_key_shown` is what the caller called it. `run_id` is what its run is to be called where the same trigger may be made
+    twice, as an item of a batch is when the batch is sent again; otherwise the run gets a new id.
     """
 
     task_id: str
+    run_id: str | None = None
     payload: bytes = b""
     payload_type: str = "application/json"
     context: bytes | None = None
@@ -154,6 +156,55 @@ class TriggerResult(msgspec.Struct, frozen=True):
     is_cached: bool = False
 
 
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Many triggers to come under one name: how many, and what holds for all of them."""
+
+    run_count: int
+    idempotency_key: str | None = None
+    request_key: str | None = None
+    parent_run_id: str | None = None
+    resume_parent_on_completion: bool = False
+
+
+class BatchItem(msgspec.Struct, frozen=True):
+    """One trigger of a batch, at its place. Items with one index are one item."""
+
+    index: int
+    request: TriggerRequest
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """One batch. `runs` has the run that stands for each item there is so far, by index: a new one, or one that a key answered with."""
+
+    id: str
+    env_id: str
+    run_count: int
+    created_at: datetime
+    updated_at: datetime
+    idempotency_key: str | None = None
+    idempotency_expires_at: datetime | None = None
+    request_key: str | None = None
+    request_key_expires_at: datetime | None = None
+    parent_run_id: str | None = None
+    resume_parent_on_completion: bool = False
+    runs: Mapping[int, str] = {}
+
+    @property
+    def sealed(self) -> bool:
+        """True when every item is there."""
+        return len(self.runs) == self.run_count
+
+
+class BatchStatus(StrEnum):
+    """COMPLETED when every item is there and its run has ended, PENDING before."""
+
+    PENDING = "PENDING"
+    COMPLETED = "COMPLETED"
+
+
 # --- the gate ------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +273,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     `sequence` orders the entries of an environment; `accepted_at_ms` and `not_before_ms` are the server's clock, milliseconds since
     the epoch. `lease` is the fencing token of the pop that holds it: only its holder may settle the entry.
-    `idempotency` is the digest of the key that is bound to it.
+    `patches` are the changes made since, oldest
+    first; `bindings` the digests of the caller's keys that are bound to it.
     """
 
     run_id: str
@@ -238,7 +290,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     lease: int = 0
     dwell_ms: int = 0
     not_before_ms: int | None = None
-    idempotency: str | None = None
+    patches: tuple[bytes, ...] = ()
+    bindings: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -310,6 +363,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def id(self) -> str:
         """The run's id."""
         return self.snapshot.run_id
+
+
+class RunProgress(msgspec.Struct, frozen=True):
+    """How far a run is, without what it carries."""
+
+    status: RunStatus
+    updated_at: datetime
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):

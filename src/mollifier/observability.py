@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +26,7 @@ from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetr
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from structlog.typing import EventDict
 
 from mollifier import config
@@ -117,6 +119,21 @@ def configure_telemetry(service_name: str, exporters: config.Exporters | None = 
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False)
     return Observability(registry, meter_provider, _tracer_provider(resource) if exporters.traces else _no_traces())
+
+
+@contextmanager
+def serving_metrics(registry: CollectorRegistry, port: int) -> Generator[None]:
+    """Show the registry to Prometheus on this port of every IPv4 address, from a thread of its own, until the context is left.
+
+    A scraper is on another machine as a rule, so loopback would not do. Raises OSError where the port cannot be had.
+    """
+    server, thread = start_http_server(port, addr="0.0.0.0", registry=registry)  # noqa: S104 - see above
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _resource(service_name: str) -> Resource:

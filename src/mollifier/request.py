@@ -58,7 +58,7 @@ class _SuperJson(msgspec.Struct):
 _super_json = msgspec.json.Decoder(_SuperJson)
 
 
-class _Key(msgspec.Struct, frozen=True):
+class Key(msgspec.Struct, frozen=True):
     """An idempotency key as it is bound, and as the caller calls it where that differs."""
 
     bound: str | None = None
@@ -70,23 +70,28 @@ def parse_trigger(task_id: str, body: bytes, headers: Mapping[str, str]) -> Trig
 
     Raises MalformedBodyError for a body that is not JSON, else InvalidRequestError naming every field at fault.
     """
-    return read_body(body, lambda item: read_trigger(task_id, item, headers))
+
+    def read(item: Fields) -> TriggerRequest:
+        fault = task_id_fault(task_id)
+        if fault is not None:
+            item.blame_path("taskId", fault)
+        return read_trigger(task_id, item, headers)
+
+    return read_body(body, read)
 
 
-def read_trigger(task_id: str, item: Fields, headers: Mapping[str, str] | None = None) -> TriggerRequest:
+def read_trigger(
+    task_id: str, item: Fields, headers: Mapping[str, str], parent_run_id: str | None = None
+) -> TriggerRequest:
     """Return the request of one `{payload, context?, options?}`, the body of a trigger or one item of a batch.
 
-    Raises InvalidRequestError naming every field at fault, under the item's path.
+    Every mistake is noted in `item`; with one, the request is none that may be used. `parent_run_id` is the parent of an item that
+    names none.
     """
-    headers = headers or {}
     options = item.object_or_empty("options")
-    _check_task_id(item, task_id)
     payload, payload_type = _payload(item, options)
-    parent_run_id = options.text("parentRunId", NAME_LENGTH_MAX)
-    resume_parent = options.boolean("resumeParentOnCompletion") or False
-    if resume_parent and parent_run_id is None:
-        options.blame("parentRunId", "is required with resumeParentOnCompletion: name the run that waits")
-    key = _idempotency_key(options, _header(item, headers, IDEMPOTENCY_KEY, KEY_LENGTH_MAX), parent_run_id)
+    parent_run_id, resume_parent = read_parent(options, parent_run_id)
+    key = read_key(options, read_header(item, headers, IDEMPOTENCY_KEY), parent_run_id)
     fields: dict[str, Any] = {
         "payload": payload,
         "payload_type": payload_type,
@@ -96,7 +101,7 @@ def read_trigger(task_id: str, item: Fields, headers: Mapping[str, str] | None =
         "idempotency_key": key.bound,
         "idempotency_key_shown": key.shown,
         "idempotency_lifetime": _lifetime(item, options, headers),
-        "request_key": _header(item, headers, REQUEST_KEY, KEY_LENGTH_MAX),
+        "request_key": read_header(item, headers, REQUEST_KEY),
         "delay": options.delay("delay"),
         "ttl": options.seconds_or_duration("ttl") or None,
         "debounce": _debounce(options),
@@ -115,11 +120,10 @@ def read_trigger(task_id: str, item: Fields, headers: Mapping[str, str] | None =
         "resume_parent_on_completion": resume_parent,
         "parent_batch": options.text("parentBatch", NAME_LENGTH_MAX),
         "trigger_function": "triggerAndWait" if resume_parent else "trigger",
-        "trigger_source": _header(item, headers, TRIGGER_SOURCE, NAME_LENGTH_MAX),
+        "trigger_source": read_header(item, headers, TRIGGER_SOURCE, NAME_LENGTH_MAX),
         "one_time_token": options.text("oneTimeToken", KEY_LENGTH_MAX),
         **trace_of(headers),
     }
-    item.check()
     return TriggerRequest(task_id=task_id, **fields)
 
 
@@ -147,12 +151,6 @@ def trace_of(headers: Mapping[str, str]) -> dict[str, str]:
         return {}
     state = headers.get(TRACESTATE, "")
     return {"traceparent": parent} | ({"tracestate": state} if _TRACESTATE.fullmatch(state) else {})
-
-
-def _check_task_id(item: Fields, task_id: str) -> None:
-    fault = task_id_fault(task_id)
-    if fault is not None:
-        item.blame_path("taskId", fault)
 
 
 def _payload(item: Fields, options: Fields) -> tuple[bytes, str]:
@@ -203,24 +201,34 @@ def super_json_value(document: bytes) -> bytes | None:
         return None
 
 
-def _idempotency_key(options: Fields, header: str | None, parent_run_id: str | None) -> _Key:
+def read_parent(options: Fields, parent_run_id: str | None = None) -> tuple[str | None, bool]:
+    """Return the run that triggers this, by default the given one, and whether it waits for what comes of it."""
+    parent_run_id = options.text("parentRunId", NAME_LENGTH_MAX) or parent_run_id
+    resume_parent = options.boolean("resumeParentOnCompletion") or False
+    if resume_parent and parent_run_id is None:
+        options.blame("parentRunId", "is required with resumeParentOnCompletion: name the run that waits")
+    return parent_run_id, resume_parent
+
+
+def read_key(options: Fields, header: str | None, parent_run_id: str | None) -> Key:
+    """Return the idempotency key, a scoped one combined with its scope."""
     given = options.text("idempotencyKey", KEY_LENGTH_MAX) or header
     parts = options.object_or_empty("idempotencyKeyOptions")
     key = parts.text("key", KEY_LENGTH_MAX)
     scope = parts.choice("scope", ("run", "attempt", "global"))
     attempt = parts.integer("attempt", 1, INT32[1])
     if given is not None or key is None:
-        return _Key(given, key)
+        return Key(given, key)
     if scope in (None, "global"):
-        return _Key(key, key)
+        return Key(key, key)
     if parent_run_id is None:
         options.blame(
             "parentRunId", f"is required with an idempotency key of scope {scope}: name the run it belongs to"
         )
-        return _Key()
+        return Key()
     of_attempt = scope == "attempt" and attempt is not None
     scoped = f"{key}-{parent_run_id}-{attempt}" if of_attempt else f"{key}-{parent_run_id}"
-    return _Key(hashlib.sha256(scoped.encode()).hexdigest(), key)
+    return Key(hashlib.sha256(scoped.encode()).hexdigest(), key)
 
 
 def _lifetime(item: Fields, options: Fields, headers: Mapping[str, str]) -> timedelta | None:
@@ -262,7 +270,8 @@ def _queue(options: Fields) -> str | None:
     return None if parts is None else parts.required("name", lambda name: parts.text(name, NAME_LENGTH_MAX))
 
 
-def _header(item: Fields, headers: Mapping[str, str], name: str, longest: int) -> str | None:
+def read_header(item: Fields, headers: Mapping[str, str], name: str, longest: int = KEY_LENGTH_MAX) -> str | None:
+    """Return a header's text; None where it is missing or empty."""
     text = headers.get(name)
     if not text:
         return None

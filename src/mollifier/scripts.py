@@ -23,7 +23,8 @@ from mollifier.server import Command, Server
 
 T = TypeVar("T")
 Argument = str | bytes | int
-Settlement = Literal["held", "missing", "stale"]
+Settlement = Literal["held", "changed", "missing", "stale"]
+ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]
 AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key"], str, int]
 
 _INCLUDE = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
@@ -105,9 +106,17 @@ def _result(call: Call[T], reply: Any) -> T | BufferUnavailableError:
 # --- one function per script ---------------------------------------------------------------------------------------
 
 
-def trip(*, rate: str, tripped: str, bucket_us: int, buckets: int, threshold: int, hold_ms: int) -> Call[Verdict]:
-    """Count one trigger; see `lua/trip.lua`."""
-    return Call(load("trip"), (rate, tripped), (bucket_us, buckets, threshold, hold_ms), _verdict)
+def trip(
+    *, rate: str, tripped: str, bucket_us: int, buckets: int, threshold: int, hold_ms: int, number: int
+) -> Call[tuple[Verdict, ...]]:
+    """Count triggers that come together; see `lua/trip.lua`. Each has its own verdict, in order."""
+
+    def verdicts(reply: Any) -> tuple[Verdict, ...]:
+        held, before = bool(reply[0]), int(reply[1])
+        counts = range(before + 1, before + number + 1)
+        return tuple(Verdict(tripped=held or count > threshold, count=count) for count in counts)
+
+    return Call(load("trip"), (rate, tripped), (bucket_us, buckets, threshold, hold_ms, number), verdicts)
 
 
 def accept(
@@ -117,18 +126,24 @@ def accept(
     envs: str,
     orgs: str,
     seq: str,
-    idempotency: str | None,
+    held: str,
+    binding: Sequence[str],
     run_id: str,
     env_id: str,
     org_id: str,
     kind: EntryKind,
     payload: bytes,
     ttl_ms: int,
-    digest: str,
+    created_ms: int,
+    token: str,
+    digests: str,
+    wake: str,
+    expires_ms: Sequence[int],
 ) -> Call[AcceptReply]:
     """Store one entry; see `lua/accept.lua`."""
-    keys = (entry, queue, envs, orgs, seq, *_given(idempotency))
-    return Call(load("accept"), keys, (run_id, env_id, org_id, kind.value, payload, ttl_ms, digest), _accepted)
+    keys = (entry, queue, envs, orgs, seq, held, *binding)
+    args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_ms, token, digests, wake, *expires_ms)
+    return Call(load("accept"), keys, args, _accepted)
 
 
 def peek(*, queue: str, waiting: str, limit: int) -> Call[tuple[str, ...]]:
@@ -158,10 +173,18 @@ def pop(
 
 
 def ack(
-    *, entry: str, draining: str, idempotency: str | None, run_id: str, lease: int, grace_ms: int
+    *,
+    entry: str,
+    draining: str,
+    held: str,
+    binding: Sequence[str],
+    run_id: str,
+    lease: int,
+    grace_ms: int,
+    patches: int,
 ) -> Call[Settlement]:
     """Settle an entry whose run exists; see `lua/ack.lua`."""
-    return Call(load("ack"), (entry, draining, *_given(idempotency)), (run_id, lease, grace_ms), _settlement)
+    return Call(load("ack"), (entry, draining, held, *binding), (run_id, lease, grace_ms, patches), _settlement)
 
 
 def requeue(
@@ -185,10 +208,33 @@ def requeue(
 
 
 def fail(
-    *, entry: str, draining: str, failed: str, idempotency: str | None, run_id: str, lease: int, error: str
+    *,
+    entry: str,
+    draining: str,
+    failed: str,
+    held: str,
+    binding: Sequence[str],
+    run_id: str,
+    lease: int,
+    error: str,
 ) -> Call[Settlement]:
     """Give an entry up; see `lua/fail.lua`."""
-    return Call(load("fail"), (entry, draining, failed, *_given(idempotency)), (run_id, lease, error), _settlement)
+    return Call(load("fail"), (entry, draining, failed, held, *binding), (run_id, lease, error), _settlement)
+
+
+def patch(*, entry: str, binding: Sequence[str], run_id: str, patches: int, patch: bytes) -> Call[Settlement]:
+    """Append one change to a held entry; see `lua/patch.lua`."""
+    return Call(load("patch"), (entry, *binding), (run_id, patches, patch), _settlement)
+
+
+def claim(*, binding: Sequence[str], token: str, lifetime_ms: int) -> Call[tuple[ClaimReply, ...]]:
+    """Claim callers' keys; see `lua/claim.lua`."""
+    return Call(load("claim"), tuple(binding), (token, lifetime_ms), _claimed)
+
+
+def release(*, binding: Sequence[str], token: str) -> Call[int]:
+    """Give claims back; see `lua/release.lua`."""
+    return Call(load("release"), tuple(binding), (token,), int)
 
 
 def extend(*, entry: str, draining: str, run_id: str, lease: int, lease_ms: int) -> Call[Settlement]:
@@ -206,16 +252,12 @@ def reclaim(
 # --- reading replies -----------------------------------------------------------------------------------------------
 
 
-def _given(key: str | None) -> tuple[str, ...]:
-    return () if key is None else (key,)
-
-
-def _verdict(reply: Any) -> Verdict:
-    return Verdict(tripped=bool(reply[0]), count=int(reply[1]))
-
-
 def _accepted(reply: Any) -> AcceptReply:
     return reply[0].decode(), reply[1].decode(), int(reply[2])
+
+
+def _claimed(reply: Any) -> tuple[ClaimReply, ...]:
+    return tuple((state.decode(), run_id.decode()) for state, run_id in reply)
 
 
 def _settlement(reply: Any) -> Settlement:

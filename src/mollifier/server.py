@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -18,6 +19,7 @@ Reply = Any
 _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 1.0
 _REPLY_TIMEOUT_S = 5.0
+_LISTEN_TURN_S = 1.0
 
 
 class Server:
@@ -48,10 +50,32 @@ class Server:
         except (RedisError, OSError) as error:
             raise BufferUnavailableError(str(error)) from error
 
+    async def listen(self, channel: str, on_message: Callable[[], None]) -> None:
+        """Call `on_message` for each message of the channel, until cancelled. Raises BufferUnavailableError when it ends otherwise."""
+        subscription = self._redis.pubsub(ignore_subscribe_messages=True)  # pyright: ignore[reportUnknownMemberType] - as above
+        try:
+            async with subscription:
+                await subscription.subscribe(channel)
+                # Asked each time: the client may lose a cancellation that arrives while it connects.
+                while not _cancelled():
+                    # Silence is no failure: the reply's deadline is for commands.
+                    if await subscription.get_message(timeout=_LISTEN_TURN_S) is not None:
+                        on_message()
+        except (RedisError, OSError) as error:
+            if not _cancelled():
+                raise BufferUnavailableError(str(error)) from error
+        raise asyncio.CancelledError
+
     async def now_ms(self) -> int:
         """Return the server's clock, milliseconds since the epoch."""
         seconds, microseconds = await self.run("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _cancelled() -> bool:
+    """True when the cancellation of the current task was asked for, whether or not it has arrived."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def connect(redis_url: str) -> Redis:

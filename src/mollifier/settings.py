@@ -25,6 +25,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "drain_max_orgs_per_tick": (1, 100_000),
     "drain_shutdown_timeout_ms": (0, 3_600_000),
     "drain_poll_interval_ms": (1, 60_000),
+    "worker_metrics_port": (1, 65_535),
     "ack_grace_ttl_s": (1, 86_400),
     "entry_ttl_s": (1, 30 * 86_400),
 }
@@ -42,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_token: str | None = None
     tasks: tuple[str, ...] = ()
     body_limit_bytes: int = 3 * 1024 * 1024
+    worker_metrics_port: int | None = None
 
     # Rollout
     enabled: bool = False
@@ -74,8 +76,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Check ranges first, then what contradicts what."""
         for name, (low, high) in _RANGES.items():
-            value: int = getattr(self, name)
-            if not low <= value <= high:
+            value: int | None = getattr(self, name)
+            if value is not None and not low <= value <= high:
                 raise SettingsError(variable(name), f"must be between {low} and {high}, is {value}")
         if self.trip_algorithm not in ("sliding", "fixed"):
             raise SettingsError(variable("trip_algorithm"), f"must be sliding or fixed, is {self.trip_algorithm!r}")

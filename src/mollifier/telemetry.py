@@ -70,7 +70,10 @@ class Telemetry:
         event("mollifier.buffered", **_identity(snapshot), **_payload(payload))
 
     def drained(self, snapshot: Snapshot, entry: Entry) -> None:
-        """Say that this entry came out of the buffer and was settled; `attempts` counts this one."""
+        """Say that this entry came out of the buffer and was handled; `attempts` counts this one.
+
+        Said before the entry is acknowledged: for one that is handed over twice it is said twice.
+        """
         event(
             "mollifier.drained",
             **_identity(snapshot),

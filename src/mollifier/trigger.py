@@ -1,67 +1,66 @@
-"""1. The trigger path: validate, idempotency, gate, then the buffer or the engine, in this order.
+"""1. The trigger path: validate, idempotency, then admission (the gate, the buffer or the engine), in this order.
 
 A trigger that validation rejects, or that an idempotency key answers, never reaches the gate: it leaves nothing in the buffer and
-counts against no rate. Whatever fails in the gate or the buffer, the run is created.
+counts against no rate. Triggers that come together are validated together: when one is rejected, nothing happens for any.
+
+With diverting on, a trigger with a key claims it first (see `claims.py`). Only when neither store takes the run does the trigger
+fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 import msgspec
 
-from mollifier import snapshots
-from mollifier.buffer import Buffer
-from mollifier.deadline import within
-from mollifier.engine import Created, Existing, RunEngine, TaskCatalog
-from mollifier.errors import FieldError, InvalidRequestError, NotFoundError
-from mollifier.gate import Gate
-from mollifier.model import (
-    IDEMPOTENCY_KEY_LIFETIME,
-    REQUEST_KEY_LIFETIME,
-    Action,
-    EntryKind,
-    Environment,
-    GateInputs,
-    Run,
-    Snapshot,
-    TriggerRequest,
-    TriggerResult,
-)
-from mollifier.settings import Settings
-from mollifier.telemetry import Emit, Telemetry
+from mollifier.admission import Admission, Triggered, answer
+from mollifier.claims import By, Claim, Claims, bindings
+from mollifier.engine import Existing, RunEngine, TaskCatalog
+from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, NotFoundError
+from mollifier.model import Environment, GateInputs, Run, Snapshot, TriggerRequest
+from mollifier.runs import Runs
+from mollifier.snapshots import take_snapshot
+from mollifier.telemetry import Telemetry
 
 
-class Triggered(msgspec.Struct, frozen=True):
-    """The answer for the caller, and what is left to do once it has been sent (events whose hashes take time)."""
+class Place(msgspec.Struct, frozen=True):
+    """What the caller called the fields of one request: errors name them so."""
 
-    result: TriggerResult
-    after_answer: tuple[Emit, ...] = ()
+    task: str = "taskId"
+    parent: str = "options.parentRunId"
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """Requests of one environment whose tasks and parents exist; `parents` are those runs, by id."""
+
+    environment: Environment
+    requests: tuple[TriggerRequest, ...]
+    parents: Mapping[str, Run]
 
 
 class TriggerService:
-    """Takes valid requests of authenticated environments and makes runs of them, through the gate.
+    """Takes valid requests of authenticated environments and makes runs of them.
 
-    `buffer` is None when no buffer is configured. `clock` returns the current moment in UTC; `new_run_id` a fresh run id.
+    `claims` is None when no buffer is configured. `clock` returns the current moment in UTC; `new_run_id` a fresh run id.
     """
 
     def __init__(
         self,
         *,
-        settings: Callable[[], Settings],
-        gate: Gate,
-        buffer: Buffer | None,
+        admission: Admission,
+        claims: Claims | None,
         engine: RunEngine,
+        runs: Runs,
         tasks: TaskCatalog,
         telemetry: Telemetry,
         clock: Callable[[], datetime],
         new_run_id: Callable[[datetime], str],
     ) -> None:
-        self._settings = settings
-        self._gate = gate
-        self._buffer = buffer
+        self._admission = admission
+        self._claims = claims
         self._engine = engine
+        self._runs = runs
         self._tasks = tasks
         self._telemetry = telemetry
         self._clock = clock
@@ -70,130 +69,130 @@ class TriggerService:
     async def trigger(self, environment: Environment, request: TriggerRequest) -> Triggered:
         """Trigger one run.
 
-        Raises NotFoundError for an unknown task, InvalidRequestError for an unknown parent, EngineUnavailableError when the run
-        cannot be stored.
+        Raises NotFoundError for an unknown task, InvalidRequestError for an unknown parent, EngineUnavailableError when no store can
+        take the run.
         """
-        snapshot = await self._snapshot(environment, request)
-        if snapshot.idempotency_key is not None or snapshot.request_key is not None:
-            existing = await self._engine.find_by_keys(snapshot)
-            if existing is not None:
-                return Triggered(_answer(existing))
-        emits: tuple[Emit, ...] = ()
-        if self._buffer is not None and self._settings().enabled:
-            emits = await self._pass_gate(environment, request, snapshot)
-        (outcome,) = await self._engine.create_runs([snapshot])
-        return Triggered(_answer(outcome), emits)
+        (triggered,) = await self.trigger_many(environment, [request], [Place()])
+        return triggered
 
-    async def _snapshot(self, environment: Environment, request: TriggerRequest) -> Snapshot:
-        if not await self._tasks.knows(request.task_id):
-            hint = "Tasks are recorded when a worker that has them in MOLLIFIER_TASKS boots."
-            raise NotFoundError("task", request.task_id, "taskId", hint)
-        parent = await self._parent(environment, request.parent_run_id)
+    async def trigger_many(
+        self, environment: Environment, requests: Sequence[TriggerRequest], places: Sequence[Place] | None = None
+    ) -> list[Triggered]:
+        """Trigger many runs at once; one answer each, in order. Requests that share an idempotency key make one run.
+
+        Raises as `trigger` does: the first two before anything has happened, the last when some run has found no store.
+        """
+        return await self.trigger_checked(await self.check(environment, requests, places))
+
+    async def check(
+        self, environment: Environment, requests: Sequence[TriggerRequest], places: Sequence[Place] | None = None
+    ) -> Checked:
+        """Look up what the requests refer to. Without `places`, errors call them `items[0]` and so on."""
+        named = places or [item_place(index) for index in range(len(requests))]
+        for request, place in zip(requests, named, strict=True):
+            if not await self._tasks.knows(request.task_id):
+                hint = "Tasks are recorded when a worker that has them in MOLLIFIER_TASKS boots."
+                raise NotFoundError("task", request.task_id, place.task, hint)
+        parents = await self._parents(environment, requests)
+        orphans = {
+            place.parent: request.parent_run_id
+            for request, place in zip(requests, named, strict=True)
+            if request.parent_run_id is not None and request.parent_run_id not in parents
+        }
+        if orphans:
+            detail = "no run {!r} in this environment; give the id of the run that triggers this one"
+            raise InvalidRequestError(*(FieldError(field, detail.format(run_id)) for field, run_id in orphans.items()))
+        return Checked(environment, tuple(requests), parents)
+
+    async def trigger_checked(self, checked: Checked) -> list[Triggered]:
+        """Trigger what `check` found nothing wrong with."""
         now = self._clock()
-        return take_snapshot(environment, request, parent, self._new_run_id(now), now)
-
-    async def _parent(self, environment: Environment, run_id: str | None) -> Run | None:
-        if run_id is None:
-            return None
-        parent = await self._engine.get_run(environment.id, run_id)
-        if parent is None:
-            detail = f"no run {run_id!r} in this environment; give the id of the run that triggers this one"
-            raise InvalidRequestError(FieldError("options.parentRunId", detail))
-        return parent
-
-    async def _pass_gate(
-        self, environment: Environment, request: TriggerRequest, snapshot: Snapshot
-    ) -> tuple[Emit, ...]:
-        inputs = GateInputs(
-            org_id=environment.org_id,
-            env_id=environment.id,
-            task_id=request.task_id,
-            org_flags=environment.org_flags,
-            debounce=request.debounce is not None,
-            one_time_token=request.one_time_token is not None,
-            trigger_and_wait=request.resume_parent_on_completion,
-        )
-        with self._telemetry.span("mollifier.gate") as span:
-            decision = await self._gate.decide(inputs)
-            span.set_attribute("mollifier.outcome", decision.action.value)
-        match decision.action:
-            case Action.PASS_THROUGH:
-                return ()
-            case Action.SHADOW_LOG:
-                return (lambda: self._telemetry.would_mollify(snapshot, snapshots.encode(snapshot)),)
-            case Action.MOLLIFY:
-                return await self._copy_to_buffer(snapshot)
-
-    async def _copy_to_buffer(self, snapshot: Snapshot) -> tuple[Emit, ...]:
-        """Write the audit copy; a failure is counted and logged, never the trigger's."""
-        if self._buffer is None:
-            return ()
-        payload = snapshots.encode(snapshot)
+        snapshots = [self._snapshot(checked, request, now) for request in checked.requests]
+        inputs = [gate_inputs(checked.environment, request) for request in checked.requests]
+        if not any(map(bindings, snapshots)):
+            return await self._admission.admit(snapshots, inputs)
+        if self._claims is None or not self._admission.diverts:
+            return await self._trigger_new(snapshots, inputs, await self._engine.find_by_keys_many(snapshots))
+        taken = await self._claims.take(snapshots)
         try:
-            with self._telemetry.span("mollifier.buffer.accept", {"mollifier.payload_bytes": len(payload)}):
-                accept = self._buffer.accept(
-                    snapshot.run_id, snapshot.env_id, snapshot.org_id, payload, kind=EntryKind.AUDIT
-                )
-                await within(self._settings().accept_deadline_ms, accept)
-        except Exception as error:  # noqa: BLE001 - a buffer fault of any kind never fails a trigger
-            self._telemetry.failed_open("buffer", error)
-            return ()
-        return (lambda: self._telemetry.buffered(snapshot, payload),)
+            existing = await self._find_unheld(snapshots, taken.existing)
+            return await self._trigger_new(snapshots, inputs, existing, taken.claim)
+        finally:
+            # Bound to a held run by now, the keys are no longer the claim's, and stay.
+            await self._claims.release(taken.claim)
+
+    async def _find_unheld(
+        self, snapshots: Sequence[Snapshot], held: Sequence[Existing | None]
+    ) -> Sequence[Existing | None]:
+        """Complete what the buffer knows by what the engine knows, under a claim: nobody makes a run of these keys meanwhile."""
+        asked = [snapshot for snapshot, existing in zip(snapshots, held, strict=True) if existing is None]
+        try:
+            found = iter(await self._engine.find_by_keys_many(asked)) if asked else iter(())
+        except EngineUnavailableError as error:
+            # Whether the keys are taken shows when the runs are created.
+            self._telemetry.failed_open("engine", error)
+            return held
+        return [existing or next(found) for existing in held]
+
+    async def _trigger_new(
+        self,
+        snapshots: Sequence[Snapshot],
+        inputs: Sequence[GateInputs],
+        existing: Sequence[Existing | None],
+        claim: Claim | None = None,
+    ) -> list[Triggered]:
+        """Admit those that no run stands for yet, of those that share a key the first one only."""
+        followed = _followed(snapshots, existing)
+        new = [index for index, found in enumerate(existing) if found is None and index not in followed]
+        admitted = await self._admission.admit([snapshots[i] for i in new], [inputs[i] for i in new], claim)
+        answers = dict(zip(new, admitted, strict=True))
+        for index, found in enumerate(existing):
+            if found is not None:
+                answers[index] = Triggered(answer(found))
+            elif index in followed:
+                first, by = followed[index]
+                answers[index] = Triggered(answer(Existing(answers[first].result.run_id, by=by)))
+        return [answers[index] for index in range(len(snapshots))]
+
+    def _snapshot(self, checked: Checked, request: TriggerRequest, now: datetime) -> Snapshot:
+        parent = checked.parents[request.parent_run_id] if request.parent_run_id is not None else None
+        return take_snapshot(checked.environment, request, parent, request.run_id or self._new_run_id(now), now)
+
+    async def _parents(self, environment: Environment, requests: Sequence[TriggerRequest]) -> Mapping[str, Run]:
+        wanted = dict.fromkeys(request.parent_run_id for request in requests)
+        return await self._runs.get_many(environment, [run_id for run_id in wanted if run_id is not None])
 
 
-def take_snapshot(
-    environment: Environment, request: TriggerRequest, parent: Run | None, run_id: str, now: datetime
-) -> Snapshot:
-    """Fix the request at this moment: relative times become absolute, the parent's place in its tree is noted."""
-    delay = request.debounce.delay if request.debounce else request.delay
-    idempotent = request.idempotency_key is not None
-    return Snapshot(
-        run_id=run_id,
+def item_place(index: int) -> Place:
+    """Return what errors call the item at the index."""
+    return Place(f"items[{index}].task", f"items[{index}].options.parentRunId")
+
+
+def gate_inputs(environment: Environment, request: TriggerRequest) -> GateInputs:
+    """Return what the gate may know of the trigger."""
+    return GateInputs(
         org_id=environment.org_id,
         env_id=environment.id,
         task_id=request.task_id,
-        created_at=now,
-        payload=request.payload,
-        payload_type=request.payload_type,
-        context=request.context,
-        metadata=request.metadata,
-        metadata_type=request.metadata_type,
-        tags=request.tags,
-        idempotency_key=request.idempotency_key,
-        idempotency_key_shown=request.idempotency_key_shown,
-        idempotency_expires_at=now + (request.idempotency_lifetime or IDEMPOTENCY_KEY_LIFETIME) if idempotent else None,
-        request_key=request.request_key,
-        request_key_expires_at=now + REQUEST_KEY_LIFETIME if request.request_key is not None else None,
-        delayed_until=now + delay if isinstance(delay, timedelta) else delay,
-        ttl_s=int(request.ttl.total_seconds()) if request.ttl else None,
-        debounce=request.debounce,
-        queue=request.queue,
-        concurrency_key=request.concurrency_key,
-        priority=request.priority,
-        machine=request.machine,
-        region=request.region,
-        max_attempts=request.max_attempts,
-        max_duration_s=request.max_duration_s,
-        test=request.test,
-        lock_to_version=request.lock_to_version,
-        external_deployment_id=request.external_deployment_id,
-        bulk_action_id=request.bulk_action_id,
-        parent_run_id=request.parent_run_id,
-        root_run_id=(parent.snapshot.root_run_id or parent.id) if parent else None,
-        depth=parent.snapshot.depth + 1 if parent else 0,
-        resume_parent_on_completion=request.resume_parent_on_completion,
-        batch_id=request.parent_batch,
-        trigger_function=request.trigger_function,
-        trigger_source=request.trigger_source,
-        replayed_from=request.replayed_from,
-        traceparent=request.traceparent,
-        tracestate=request.tracestate,
+        org_flags=environment.org_flags,
+        debounce=request.debounce is not None,
+        one_time_token=request.one_time_token is not None,
+        trigger_and_wait=request.resume_parent_on_completion,
     )
 
 
-def _answer(outcome: Created | Existing) -> TriggerResult:
-    match outcome:
-        case Created(run_id):
-            return TriggerResult(run_id)
-        case Existing(run_id, by):
-            return TriggerResult(run_id, is_cached=by == "idempotency_key")
+def _followed(snapshots: Sequence[Snapshot], existing: Sequence[Existing | None]) -> Mapping[int, tuple[int, By]]:
+    """Return which snapshots have the key of an earlier one that no run stands for yet, with that one and the kind of the key."""
+    firsts: dict[str, int] = {}
+    followed: dict[int, tuple[int, By]] = {}
+    for index, snapshot in enumerate(snapshots):
+        if existing[index] is not None:
+            continue
+        keys = bindings(snapshot)
+        for by, key in keys:
+            if key.digest in firsts:
+                followed[index] = firsts[key.digest], by
+                break
+        else:
+            firsts.update((key.digest, index) for _, key in keys)
+    return followed

@@ -21,18 +21,21 @@ threshold over every such span never trips. That 5 % is the price of counting co
 More than `threshold` in the sum trips the environment for `hold_ms`, and each further overage starts the hold anew. Held triggers
 count too: the environment is let through again when its own rate has fallen, not when ours has. Time is the server's.
 
+Triggers that come together, the items of a batch, are counted by one call, each as if the others had come before it.
+
 The fixed window is the same script with one bucket as wide as the window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mollifier import scripts
+from mollifier.errors import BufferUnavailableError
 from mollifier.keys import Keyspace
 from mollifier.model import GateInputs, Verdict
-from mollifier.scripts import Scripts
+from mollifier.scripts import Call, Scripts
 from mollifier.settings import Settings
 
 SUB_BUCKETS = 20
@@ -41,13 +44,13 @@ SUB_BUCKETS = 20
 class Evaluator(Protocol):
     """What the gate asks; any failure counts as no burst."""
 
-    async def evaluate(self, inputs: GateInputs) -> Verdict:
-        """Count this trigger and tell whether its environment is bursting."""
+    async def evaluate_many(self, inputs: Sequence[GateInputs]) -> Sequence[Verdict]:
+        """Count these triggers and tell of each, in order, whether its environment is bursting."""
         ...
 
 
 class TripEvaluator:
-    """Counts per environment on the buffer's server, so that all replicas share one count. One round trip per trigger."""
+    """Counts per environment on the buffer's server, so that all replicas share one count. One round trip, for any number."""
 
     def __init__(self, scripts: Scripts, keyspace: Keyspace, settings: Callable[[], Settings]) -> None:
         self._scripts = scripts
@@ -56,18 +59,35 @@ class TripEvaluator:
 
     async def evaluate(self, inputs: GateInputs) -> Verdict:
         """Count this trigger and tell whether its environment is bursting. Raises BufferUnavailableError."""
+        (verdict,) = await self.evaluate_many([inputs])
+        return verdict
+
+    async def evaluate_many(self, inputs: Sequence[GateInputs]) -> Sequence[Verdict]:
+        """Count these triggers in order and tell of each whether its environment is bursting. Raises BufferUnavailableError."""
+        together: dict[tuple[str, str], list[int]] = {}
+        for index, one in enumerate(inputs):
+            together.setdefault((one.org_id, one.env_id), []).append(index)
         settings = self._settings()
-        keys = self._keyspace.of(inputs.org_id)
+        calls = [self._call(settings, org_id, env_id, len(indexes)) for (org_id, env_id), indexes in together.items()]
+        verdicts: dict[int, Verdict] = {}
+        for indexes, answer in zip(together.values(), await self._scripts.run_many(calls), strict=True):
+            if isinstance(answer, BufferUnavailableError):
+                raise answer
+            verdicts.update(zip(indexes, answer, strict=True))
+        return [verdicts[index] for index in range(len(inputs))]
+
+    def _call(self, settings: Settings, org_id: str, env_id: str, number: int) -> Call[tuple[Verdict, ...]]:
+        keys = self._keyspace.of(org_id)
         bucket_us, buckets = _buckets(settings)
-        call = scripts.trip(
-            rate=keys.rate(inputs.env_id),
-            tripped=keys.tripped(inputs.env_id),
+        return scripts.trip(
+            rate=keys.rate(env_id),
+            tripped=keys.tripped(env_id),
             bucket_us=bucket_us,
             buckets=buckets,
             threshold=settings.trip_threshold,
             hold_ms=settings.hold_ms,
+            number=number,
         )
-        return await self._scripts.run(call)
 
 
 def _buckets(settings: Settings) -> tuple[int, int]:

@@ -13,11 +13,17 @@ import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
+from opentelemetry import trace
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from mollifier.buffer import Buffer
 from mollifier.drainer import Backoff, Drainer
 from mollifier.errors import BufferUnavailableError, SettingsError
-from mollifier.monitor import audit_handler
+from mollifier.facade import Mollifier
+from mollifier.observability import serving_metrics
+from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
+from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.postgres.worker import run_worker
 from mollifier.server import Server, connect
 from mollifier.settings import Settings, variable
@@ -31,24 +37,35 @@ async def run_worker_process(
     settings: Settings,
     *,
     telemetry: Telemetry | None = None,
+    tracer_provider: trace.TracerProvider | None = None,
+    registry: CollectorRegistry = REGISTRY,
     on_start: Callable[[Drainer | None], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> None:
     """Work until told to stop, by a signal or by `stop`. Raises SettingsError when the settings contradict each other.
 
-    `on_start` is called with the drainer, if one runs here, once everything that is to run has been started.
+    `telemetry` is the drainer's, `tracer_provider` that of the executed runs, `registry` what Prometheus is shown where the settings
+    name a port for it. `on_start` is called with the drainer, if one runs here, once everything that is to run has been started.
     """
     database_url = checked(settings)
     tasks = discover(settings.tasks)
     stop = stop or asyncio.Event()
     _stop_on_signals(stop)
     async with AsyncExitStack() as stack:
+        if settings.worker_metrics_port is not None:
+            _serve_metrics(registry, settings.worker_metrics_port, stack)
         database = await stack.enter_async_context(Database(database_url))
         executing = asyncio.create_task(
-            run_worker(database, tasks, stop=stop, shutdown_timeout_s=settings.drain_shutdown_timeout_ms / 1000),
+            run_worker(
+                database,
+                tasks,
+                stop=stop,
+                shutdown_timeout_s=settings.drain_shutdown_timeout_ms / 1000,
+                tracer_provider=tracer_provider,
+            ),
             name="mollifier-execute",
         )
-        drainer = await _start_drainer(settings, telemetry or Telemetry(), stop, stack)
+        drainer = await _start_drainer(settings, telemetry or Telemetry(), stop, database, stack)
         log.info(
             "mollifier.worker_started", extra={"fields": {"tasks": sorted(tasks), "draining": drainer is not None}}
         )
@@ -76,20 +93,30 @@ def checked(settings: Settings) -> str:
     return settings.database_url
 
 
+def _serve_metrics(registry: CollectorRegistry, port: int, stack: AsyncExitStack) -> None:
+    """Serve until the stack unwinds, which is after the work: the last counts can still be read. Raises SettingsError."""
+    try:
+        stack.enter_context(serving_metrics(registry, port))
+    except OSError as error:
+        detail = f"cannot listen on {port}: {error.strerror or error}; choose another port for this worker, or unset it"
+        raise SettingsError(variable("worker_metrics_port"), detail) from error
+
+
 async def _start_drainer(
-    settings: Settings, telemetry: Telemetry, stop: asyncio.Event, stack: AsyncExitStack
+    settings: Settings, telemetry: Telemetry, stop: asyncio.Event, database: Database, stack: AsyncExitStack
 ) -> Drainer | None:
     if settings.redis_url is None:
         return None
     if not settings.drains:
         await _warn_of_entries(settings, settings.redis_url)
         return None
-    redis = connect(settings.redis_url)
-    stack.push_async_callback(redis.aclose)
-    buffer = Buffer(Server(redis), lambda: settings)
-    if not await _claim_layout(buffer, stop):
+    mollifier = Mollifier(
+        settings, engine=PostgresRunEngine(database), tasks=PostgresTaskCatalog(database), telemetry=telemetry
+    )
+    stack.push_async_callback(mollifier.aclose)
+    if mollifier.buffer is None or not await _claim_layout(mollifier.buffer, stop):
         return None
-    drainer = Drainer(buffer, audit_handler(telemetry), lambda: settings, telemetry)
+    drainer = mollifier.drainer()
     drainer.start()
     return drainer
 
@@ -97,8 +124,11 @@ async def _start_drainer(
 async def _warn_of_entries(settings: Settings, redis_url: str) -> None:
     """Say when the buffer holds something that this worker will not drain. Switched off, not even its server is asked."""
     if not settings.enabled:
-        detail = f"what the buffer may still hold stays there; {variable('drainer_enabled')}=1 drains it"
-        log.info("mollifier.not_draining", extra={"fields": {"detail": detail}})
+        detail = (
+            f"{variable('redis_url')} names a buffer that this worker does not drain: what it may still hold stays there "
+            f"until {variable('drainer_enabled')}=1 drains it"
+        )
+        log.warning("mollifier.not_draining", extra={"fields": {"detail": detail}})
         return
     redis = connect(redis_url)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mollifier.engine import Created, CreateOutcome, Existing
@@ -31,8 +31,8 @@ class MemoryEngine:
         self.runs[snapshot.run_id] = snapshot
         return Created(snapshot.run_id)
 
-    async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:
-        return self._find(snapshot)
+    async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
+        return [self._find(snapshot) for snapshot in snapshots]
 
     def _find(self, snapshot: Snapshot) -> Existing | None:
         for run in self.runs.values():
@@ -49,6 +49,10 @@ class MemoryEngine:
         if snapshot is None or snapshot.env_id != env_id:
             return None
         return Run(snapshot=snapshot, status=RunStatus.QUEUED, updated_at=snapshot.created_at)
+
+    async def get_runs(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, Run]:
+        found = {run_id: await self.get_run(env_id, run_id) for run_id in run_ids}
+        return {run_id: run for run_id, run in found.items() if run is not None}
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the trigger path does not call {name}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from redis.asyncio import Redis
 
-from mollifier.buffer import Accepted, Buffer
-from mollifier.keys import PartitionKeys
+from mollifier.buffer import Accepted, Binding, Buffer
+from mollifier.keys import PartitionKeys, idempotency_digest
 from mollifier.model import Entry, EntryKind
 from mollifier.scripts import load
 from mollifier.server import Command, Reply, Server
@@ -76,6 +77,11 @@ async def hold(
     """Accept these runs in this order."""
     for run_id in run_ids:
         assert isinstance(await buffer.accept(run_id, env, org, payload, kind=kind), Accepted)
+
+
+def bound(task_id: str, key: str, env: str = ENV) -> list[Binding]:
+    """An idempotency key, to be bound for an hour."""
+    return [Binding(idempotency_digest(env, task_id, key), int((time.time() + 3600) * 1000))]
 
 
 async def take(buffer: Buffer, env: str = ENV, org: str = ORG) -> Entry:

@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from mollifier.buffer import Accepted, Buffer, DuplicateKey, DuplicateRun
-from mollifier.errors import SettingsError
+from mollifier.buffer import Acceptance, Accepted, Bound, Buffer, Claimed, DuplicateKey, DuplicateRun, KeyClaimed
+from mollifier.errors import BufferUnavailableError, SettingsError
 from mollifier.keys import PartitionKeys, idempotency_digest
 from mollifier.model import EntryKind, EntryState
 from mollifier.server import Server
 from mollifier.settings import Settings
-from tests.core.support import ENV, ORG, SETTINGS, execute, hold, state_of, take
+from tests.core.support import ENV, ORG, SETTINGS, bound, execute, hold, state_of, take
 
 KEY = ("task", "key")
 
@@ -30,7 +30,7 @@ async def test_an_accepted_entry_is_queued_with_everything_it_was_given(buffer: 
     assert (entry.run_id, entry.env_id, entry.org_id, entry.payload) == ("run", ENV, ORG, b"payload")
     assert (entry.state, entry.kind, entry.sequence) == (EntryState.QUEUED, EntryKind.AUDIT, 1)
     assert (entry.attempts, entry.reclaims, entry.lease) == (0, 0, 0)
-    assert (entry.not_before_ms, entry.idempotency, entry.error) == (None, None, None)
+    assert (entry.not_before_ms, entry.patches, entry.bindings, entry.error) == (None, (), (), None)
     assert entry.accepted_at_ms >= int(seconds) * 1000
 
 
@@ -44,6 +44,67 @@ async def test_sequence_numbers_rise_within_an_environment(buffer: Buffer) -> No
     sequences = [outcome.sequence for outcome in outcomes if isinstance(outcome, Accepted)]
     assert sequences == sorted(set(sequences))
     assert len(sequences) == 5
+
+
+def entry_of(run_id: str, **fields: object) -> Acceptance:
+    return Acceptance(**{"run_id": run_id, "env_id": ENV, "org_id": ORG, "payload": b"", **fields})  # pyright: ignore[reportArgumentType]
+
+
+async def test_many_entries_are_stored_in_their_order_each_with_its_own_outcome(buffer: Buffer) -> None:
+    await hold(buffer, "there")
+    outcomes = await buffer.accept_many(
+        [
+            entry_of("first"),
+            entry_of("there"),
+            entry_of("keyed", bindings=bound(*KEY)),
+            entry_of("same key", bindings=bound(*KEY)),
+            entry_of("last"),
+        ]
+    )
+    assert outcomes == [
+        Accepted("first", 2),
+        DuplicateRun("there"),
+        Accepted("keyed", 3),
+        DuplicateKey("keyed"),
+        Accepted("last", 4),
+    ]
+    queued = await buffer.list_entries(ORG, ENV)
+    assert [entry.run_id for entry in queued] == ["there", "first", "keyed", "last"]
+
+
+async def test_an_entry_that_cannot_be_stored_harms_no_other_of_its_call(buffer: Buffer, redis_client: Redis) -> None:
+    await execute(redis_client, "SET", buffer.keyspace.of(ORG).queue("broken"), "no queue", "EX", 60)
+    first, broken, last = await buffer.accept_many([entry_of("a"), entry_of("b", env_id="broken"), entry_of("c")])
+    assert isinstance(first, Accepted)
+    assert isinstance(broken, BufferUnavailableError)
+    assert isinstance(last, Accepted)
+
+
+async def test_storing_nothing_stores_nothing(buffer: Buffer, redis_client: Redis) -> None:
+    assert await buffer.accept_many([]) == []
+    assert await state_of(redis_client) == {}
+
+
+async def test_many_keys_are_claimed_in_their_order_up_to_the_first_that_is_anothers_claim(buffer: Buffer) -> None:
+    await buffer.accept("run", ENV, ORG, b"", bindings=bound(*KEY))
+    (binding,) = bound(*KEY)
+    await buffer.claim(ORG, "theirs", "they", 60_000)
+
+    outcomes = await buffer.claim_many(ORG, ["ours", binding.digest, "too", "theirs", "after"], "we", 60_000)
+
+    assert outcomes == [Claimed(), Bound("run"), Claimed(), KeyClaimed()]
+    assert await buffer.claim(ORG, "too", "they", 60_000) == KeyClaimed()
+    assert await buffer.claim(ORG, "after", "they", 60_000) == Claimed()
+
+
+async def test_releasing_many_claims_frees_those_that_are_the_claimants_own(buffer: Buffer) -> None:
+    await buffer.claim_many(ORG, ["a", "b"], "we", 60_000)
+    await buffer.claim(ORG, "theirs", "they", 60_000)
+
+    assert await buffer.release(ORG, ["a", "theirs", "b", "nobody's"], "we") == 2
+
+    outcomes = [await buffer.claim(ORG, digest, "others", 60_000) for digest in ("a", "theirs", "b")]
+    assert outcomes == [Claimed(), KeyClaimed(), Claimed()]
 
 
 async def arrange(buffer: Buffer, state: EntryState) -> None:
@@ -64,7 +125,7 @@ async def test_a_second_accept_of_a_run_in_any_state_changes_nothing_and_says_so
 ) -> None:
     await arrange(buffer, state)
     before = await state_of(redis_client)
-    again = await buffer.accept("run", ENV, ORG, b"another payload", kind=EntryKind.HELD, idempotency=KEY)
+    again = await buffer.accept("run", ENV, ORG, b"another payload", kind=EntryKind.HELD, bindings=bound(*KEY))
     assert again == DuplicateRun("run")
     assert await state_of(redis_client) == before
 
@@ -86,14 +147,16 @@ async def test_concurrent_accepts_of_one_run_make_one_entry(buffer: Buffer, redi
 
 
 async def test_a_key_bound_to_a_live_entry_answers_that_entrys_run(buffer: Buffer, redis_client: Redis) -> None:
-    assert await buffer.accept("first", ENV, ORG, b"", idempotency=KEY) == Accepted("first", 1)
+    assert await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY)) == Accepted("first", 1)
     before = await state_of(redis_client)
-    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
     assert await state_of(redis_client) == before
 
 
 async def test_concurrent_accepts_of_one_key_make_one_entry(buffer: Buffer) -> None:
-    outcomes = await asyncio.gather(*(buffer.accept(f"run-{n}", ENV, ORG, b"", idempotency=KEY) for n in range(20)))
+    outcomes = await asyncio.gather(
+        *(buffer.accept(f"run-{n}", ENV, ORG, b"", bindings=bound(*KEY)) for n in range(20))
+    )
     (winner,) = (outcome for outcome in outcomes if isinstance(outcome, Accepted))
     assert outcomes.count(DuplicateKey(winner.run_id)) == 19
     assert (await buffer.counts()).queued == 1
@@ -101,29 +164,29 @@ async def test_concurrent_accepts_of_one_key_make_one_entry(buffer: Buffer) -> N
 
 @pytest.mark.parametrize("settle", ["ack", "fail"])
 async def test_a_key_is_free_again_once_its_entry_is_settled(buffer: Buffer, settle: str) -> None:
-    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
     entry = await take(buffer)
     assert await (buffer.ack(entry) if settle == "ack" else buffer.fail(entry, "error")) == "held"
-    assert isinstance(await buffer.accept("second", ENV, ORG, b"", idempotency=KEY), Accepted)
+    assert isinstance(await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)), Accepted)
 
 
 async def test_a_key_stays_bound_while_its_entry_is_drained_and_retried(buffer: Buffer) -> None:
-    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
     entry = await take(buffer)
-    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
     assert await buffer.requeue(entry) == "held"
-    assert await buffer.accept("second", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
 
 
 async def test_a_late_settlement_frees_no_key_that_has_a_new_owner(
     buffer: Buffer, redis_client: Redis, keys: PartitionKeys
 ) -> None:
-    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
+    await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
     entry = await take(buffer)
     binding = keys.idempotency(idempotency_digest(ENV, *KEY))
-    await execute(redis_client, "SET", binding, "second", "EX", 60)
+    await execute(redis_client, "SET", binding, "run:second", "EX", 60)
     assert await buffer.ack(entry) == "held"
-    assert await buffer.accept("third", ENV, ORG, b"", idempotency=KEY) == DuplicateKey("second")
+    assert await buffer.accept("third", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("second")
 
 
 @pytest.mark.parametrize(
@@ -133,8 +196,8 @@ async def test_a_late_settlement_frees_no_key_that_has_a_new_owner(
 async def test_keys_of_other_environments_and_tasks_do_not_collide(
     buffer: Buffer, env: str, key: tuple[str, str]
 ) -> None:
-    await buffer.accept("first", ENV, ORG, b"", idempotency=KEY)
-    assert isinstance(await buffer.accept("second", env, ORG, b"", idempotency=key), Accepted)
+    await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
+    assert isinstance(await buffer.accept("second", env, ORG, b"", bindings=bound(*key, env=env)), Accepted)
 
 
 names = (f"run-{number}" for number in itertools.count())

@@ -12,7 +12,7 @@ from mollifier.keys import PartitionKeys, idempotency_digest
 from mollifier.model import Entry, EntryKind
 from mollifier.server import Server
 from mollifier.settings import Settings
-from tests.core.support import ENV, ORG, SETTINGS, execute, expire_lease, hold, lifetime_ms, take
+from tests.core.support import ENV, ORG, SETTINGS, bound, execute, expire_lease, hold, lifetime_ms, take
 
 AUDIT, HELD = EntryKind.AUDIT, EntryKind.HELD
 TTL_MS = SETTINGS.entry_ttl_s * 1000
@@ -35,9 +35,10 @@ async def ends(redis: Redis, name: str) -> bool:
 async def test_an_audit_copy_and_all_that_names_it_expire(
     buffer: Buffer, redis_client: Redis, keys: PartitionKeys
 ) -> None:
-    await buffer.accept("run", ENV, ORG, b"", idempotency=("task", "key"))
+    await buffer.accept("run", ENV, ORG, b"", bindings=bound("task", "key"))
     binding = keys.idempotency(idempotency_digest(ENV, "task", "key"))
-    for name in (keys.entry("run"), binding, *naming_keys(keys)):
+    assert await lifetime_ms(redis_client, binding)
+    for name in (keys.entry("run"), *naming_keys(keys)):
         assert await ends(redis_client, name), name
 
 
@@ -55,9 +56,11 @@ async def test_names_live_as_long_as_the_last_audit_copy_they_name(redis_client:
 async def test_a_held_entry_and_all_that_names_it_never_expire(
     buffer: Buffer, redis_client: Redis, keys: PartitionKeys
 ) -> None:
-    await buffer.accept("run", ENV, ORG, b"", kind=HELD, idempotency=("task", "key"))
+    await buffer.accept("run", ENV, ORG, b"", kind=HELD, bindings=bound("task", "key"))
     binding = keys.idempotency(idempotency_digest(ENV, "task", "key"))
-    assert await lifetimes(redis_client, [keys.entry("run"), binding, *naming_keys(keys)]) == [None] * 5
+    names = [keys.entry("run"), keys.held(ENV), *naming_keys(keys)]
+    assert await lifetimes(redis_client, names) == [None] * 5
+    assert (await lifetime_ms(redis_client, binding) or 0) > TTL_MS
 
 
 @pytest.mark.leaves_keys

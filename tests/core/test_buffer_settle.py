@@ -21,6 +21,7 @@ from tests.core.support import (
     ENV,
     ORG,
     SETTINGS,
+    bound,
     drain_ids,
     execute,
     expire_lease,
@@ -154,7 +155,7 @@ async def test_an_acked_entry_stays_readable_for_the_grace_and_no_longer(
 async def test_after_an_ack_nothing_but_the_entry_is_left(
     buffer: Buffer, redis_client: Redis, keys: PartitionKeys
 ) -> None:
-    await buffer.accept("run", ENV, ORG, b"", kind=EntryKind.HELD, idempotency=("task", "key"))
+    await buffer.accept("run", ENV, ORG, b"", kind=EntryKind.HELD, bindings=bound("task", "key"))
     assert await buffer.ack(await take(buffer)) == "held"
     assert set(await state_of(redis_client)) == {keys.seq, keys.entry("run")}
 

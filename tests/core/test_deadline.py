@@ -137,12 +137,16 @@ async def test_an_operation_that_was_given_up_may_fail_later_without_complaint(
     assert caplog.records == []
 
 
+UNLOADED_SERVER_MS = 250
+"""Far above what a server needs that shares its machine with this test run, far below what these calls take this loop in all."""
+
+
 async def test_many_calls_at_once_all_get_their_answer_from_a_healthy_server(redis_url: str) -> None:
     async with connect(redis_url) as redis:
         evaluator = TripEvaluator(Scripts(Server(redis)), Keyspace(4), lambda: SETTINGS)
         inputs = GateInputs(org_id=ORG, env_id=ENV)
         verdicts = await asyncio.gather(
-            *(within(DEADLINE_MS, evaluator.evaluate(inputs)) for _ in range(1000)), return_exceptions=True
+            *(within(UNLOADED_SERVER_MS, evaluator.evaluate(inputs)) for _ in range(1000)), return_exceptions=True
         )
     missed = [verdict for verdict in verdicts if isinstance(verdict, BaseException)]
     assert missed == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -80,9 +80,9 @@ class FaultyBuffer(Buffer):
             self.faults[operation] -= 1
             raise BufferUnavailableError(f"no answer to {operation}")
 
-    async def ready(self) -> Any:
+    async def ready(self, among: Iterable[str] | None = None) -> Any:
         self._maybe_fail("ready")
-        return await super().ready()
+        return await super().ready(among)
 
     async def pop_many(self, shares: Sequence[tuple[Ready, int]]) -> list[Popped | BufferUnavailableError]:
         if shares:
@@ -579,17 +579,19 @@ async def test_a_broken_environment_harms_no_other(bench: Bench, redis_client: R
 
 @pytest.mark.leaves_keys("*:failed")
 async def test_broken_entries_and_references_to_nothing_are_counted_and_passed_by(
-    bench: Bench, redis_client: Redis
+    bench: Bench, redis_client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await hold(bench.buffer, "broken", "gone", "sound")
+    await hold(bench.buffer, "broken", "gone", "gone too", "sound")
     keys = bench.buffer.keyspace.of(ORG)
     await execute(redis_client, "HSET", keys.entry("broken"), "accepted_ms", "yesterday")
-    await execute(redis_client, "DEL", keys.entry("gone"))
+    await execute(redis_client, "DEL", keys.entry("gone"), keys.entry("gone too"))
     handler = Handled()
     async with bench.draining(handler):
         await until(bench.nothing_is_left)
     assert handler.run_ids == ["sound"]
-    assert bench.outcomes() == {"malformed": 1, "orphaned": 1, "acked": 1}
+    assert bench.outcomes() == {"malformed": 1, "orphaned": 2, "acked": 1}
+    told = [record for record in caplog.records if record.message == "mollifier.orphans_dropped"]
+    assert [record.__dict__["fields"] for record in told] == [{"count": 2}]
 
 
 async def test_a_server_that_cut_every_connection_is_drained_again(redis_client: Redis, redis_url: str) -> None:

@@ -22,7 +22,7 @@ from mollifier.telemetry import Telemetry
 from mollifier.trip import SUB_BUCKETS
 from tests.core.buffer_model import ModelBuffer, Reference
 from tests.core.fuzzing import fuzz
-from tests.core.support import SETTINGS, execute, hold, state_of, until
+from tests.core.support import SETTINGS, bound, execute, hold, state_of, until
 from tests.core.virtual_time import Model, VirtualEvaluator, Window, most_in_any_span
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.leaves_keys]
@@ -136,7 +136,14 @@ class BufferHistory:
         kind = self._rng.choice(self._kinds)
         payload, key = self._rng.randbytes(self._rng.randrange(40)), self._rng.choice(TASK_KEYS)
         expected = self._model.expect_accept(run_id, ready, key)
-        outcome = await self._buffer.accept(run_id, ready.env_id, ready.org_id, payload, kind=kind, idempotency=key)
+        outcome = await self._buffer.accept(
+            run_id,
+            ready.env_id,
+            ready.org_id,
+            payload,
+            kind=kind,
+            bindings=bound(*key, env=ready.env_id) if key else (),
+        )
         if expected is not None:
             assert outcome == expected
             return

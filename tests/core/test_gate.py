@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -40,9 +40,10 @@ class Evaluator:
         self._answer = answer
         self.asked = 0
 
-    async def evaluate(self, inputs: GateInputs) -> Verdict:
+    async def evaluate_many(self, inputs: Sequence[GateInputs]) -> Sequence[Verdict]:
         self.asked += 1
-        return self._answer if isinstance(self._answer, Verdict) else await self._answer()
+        verdict = self._answer if isinstance(self._answer, Verdict) else await self._answer()
+        return [verdict] * len(inputs)
 
 
 def refuse() -> bool:
@@ -308,3 +309,74 @@ async def test_settings_are_read_at_each_decision() -> None:
 async def test_the_decision_tells_the_count_it_was_made_on() -> None:
     decision = await gate_of(Row(ON, ON, OFF, ON), Evaluator(BURST), Recorder()).decide(HERE)
     assert (decision.count, decision.reason) == (101, "per_env_rate")
+
+
+# --- many at once --------------------------------------------------------------------------------------------------
+
+
+class CountingEvaluator:
+    """Trips from the third trigger on; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Sequence[GateInputs]] = []
+
+    async def evaluate_many(self, inputs: Sequence[GateInputs]) -> Sequence[Verdict]:
+        self.asked.append(inputs)
+        return [Verdict(tripped=count > 2, count=count) for count in range(1, len(inputs) + 1)]
+
+
+async def test_triggers_that_come_together_are_decided_each_by_itself_for_one_question() -> None:
+    evaluator, recorder = CountingEvaluator(), Recorder()
+    gate = Gate(
+        enabled=lambda: True,
+        shadow_mode=lambda: True,
+        flag=lambda one: one.org_id == ORG,
+        evaluator=evaluator,
+        recorder=recorder,
+    )
+    waiting = GateInputs(org_id=ORG, env_id=ENV, trigger_and_wait=True)
+    stranger = GateInputs(org_id="other", env_id="other")
+    inputs = [HERE, waiting, HERE, HERE, stranger]
+
+    decisions = await gate.decide_many(inputs)
+
+    assert [decision.action for decision in decisions] == [PASS, PASS, PASS, MOLLIFY, SHADOW]
+    assert [decision.enrolled for decision in decisions] == [True, True, True, True, False]
+    assert [decision.count for decision in decisions] == [1, None, 2, 3, 4]
+    assert evaluator.asked == [[HERE, HERE, HERE, stranger]]
+    assert recorder.decisions == list(zip(inputs, decisions, strict=True))
+
+
+async def test_an_evaluator_that_fails_lets_all_triggers_that_came_together_pass_and_is_counted_once() -> None:
+    recorder = Recorder()
+    decisions = await gate_of(Row(ON, ON, OFF, ON), Evaluator(fail), recorder).decide_many([HERE] * 3)
+    assert [decision.action for decision in decisions] == [PASS] * 3
+    assert len(recorder.failures) == 1
+    assert len(recorder.decisions) == 3
+
+
+async def test_an_evaluator_that_gives_another_number_of_verdicts_counts_as_no_burst() -> None:
+    class Short:
+        async def evaluate_many(self, inputs: Sequence[GateInputs]) -> Sequence[Verdict]:
+            return [BURST]
+
+    recorder = Recorder()
+    gate = Gate(
+        enabled=lambda: True,
+        shadow_mode=lambda: False,
+        flag=lambda _: True,
+        evaluator=Short(),
+        recorder=recorder,
+    )
+    decisions = await gate.decide_many([HERE, HERE])
+    assert [decision.action for decision in decisions] == [PASS, PASS]
+    assert [part for part, _ in recorder.failures] == ["evaluator"]
+
+
+async def test_nobody_is_asked_about_no_triggers() -> None:
+    evaluator = CountingEvaluator()
+    gate = Gate(
+        enabled=lambda: True, shadow_mode=lambda: True, flag=lambda _: True, evaluator=evaluator, recorder=Recorder()
+    )
+    assert await gate.decide_many([]) == []
+    assert evaluator.asked == []

@@ -13,14 +13,14 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from mollifier import scripts
-from mollifier.buffer import Accepted, Buffer
+from mollifier.buffer import Accepted, Buffer, Claimed
 from mollifier.embedded import Stack
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import EntryKind, GateInputs
 from mollifier.scripts import Call, Scripts
 from mollifier.server import Command, Reply, Server, connect
 from mollifier.trip import TripEvaluator
-from tests.core.support import ENV, ORG, SCRIPT_NAMES, SETTINGS, ShimmedServer, execute, expire_lease, hold, take
+from tests.core.support import ENV, ORG, SCRIPT_NAMES, SETTINGS, ShimmedServer, bound, execute, expire_lease, hold, take
 
 LUA = resources.files("mollifier") / "lua"
 LIBRARIES = sorted(file.name for file in (LUA / "lib").iterdir())
@@ -32,7 +32,7 @@ local server = redis
 local function checked(name)
   return function(command, ...)
     local key = ...
-    if command ~= 'TIME' and not declared[key] then error(command .. ' of undeclared ' .. tostring(key)) end
+    if command ~= 'TIME' and command ~= 'PUBLISH' and not declared[key] then error(command .. ' of undeclared ' .. tostring(key)) end
     return server[name](command, ...)
   end
 end
@@ -93,6 +93,8 @@ def sample(name: str, parameter: inspect.Parameter, number: int) -> Any:
             return number
         case "Sequence[str]":
             return [name]
+        case "Sequence[int]":
+            return [number]
         case "EntryKind":
             return EntryKind.HELD
         case other:
@@ -174,7 +176,7 @@ async def play_every_script(server: Server, redis: Redis) -> None:
     keys = buffer.keyspace.of(ORG)
     await TripEvaluator(Scripts(server), buffer.keyspace, lambda: SETTINGS).evaluate(GateInputs(org_id=ORG, env_id=ENV))
     await hold(buffer, "acked", "failed", "requeued", "waiting", "reclaimed")
-    assert isinstance(await buffer.accept("bound", ENV, ORG, b"", idempotency=("task", "key")), Accepted)
+    assert isinstance(await buffer.accept("bound", ENV, ORG, b"", bindings=bound("task", "key")), Accepted)
     taken = {run_id: await take(buffer) for run_id in ("acked", "failed", "requeued", "waiting", "reclaimed", "bound")}
     assert await buffer.extend_many([taken["acked"]]) == ["held"]
     assert await buffer.ack(taken["acked"]) == "held"
@@ -183,7 +185,13 @@ async def play_every_script(server: Server, redis: Redis) -> None:
     assert await buffer.requeue(taken["waiting"], not_before_ms=1) == "held"
     await expire_lease(redis, keys, "reclaimed")
     assert await buffer.reclaim_expired() == 1
-    assert await buffer.ack(taken["bound"]) == "held"
+    assert await buffer.patch(taken["bound"], b"patch", unbind=[taken["bound"].bindings[0]]) == "held"
+    assert await buffer.ack(taken["bound"]) == "changed"
+    patched = await buffer.get_entry(ORG, "bound")
+    assert patched is not None
+    assert await buffer.ack(patched) == "held"
+    assert await buffer.claim(ORG, "digest", "token", 1000) == Claimed()
+    await buffer.release(ORG, ["digest"], "token")
     assert [(await take(buffer)).run_id for _ in range(3)] == ["requeued", "waiting", "reclaimed"]
 
 
@@ -228,8 +236,8 @@ async def test_scripts_run_again_after_the_server_was_restarted(redis_url: str, 
 
 async def test_a_call_that_the_server_refuses_harms_no_other_of_its_batch(redis_client: Redis) -> None:
     await execute(redis_client, "SET", "wrong", "type", "EX", 60)
-    good = scripts.trip(rate="r", tripped="t", bucket_us=1000, buckets=2, threshold=5, hold_ms=10)
-    bad = scripts.trip(rate="wrong", tripped="t", bucket_us=1000, buckets=2, threshold=5, hold_ms=10)
+    good = scripts.trip(rate="r", tripped="t", bucket_us=1000, buckets=2, threshold=5, hold_ms=10, number=1)
+    bad = scripts.trip(rate="wrong", tripped="t", bucket_us=1000, buckets=2, threshold=5, hold_ms=10, number=1)
     first, second, third = await Scripts(Server(redis_client)).run_many([good, bad, good])
     assert isinstance(second, BufferUnavailableError)
     assert not isinstance(first, BufferUnavailableError)

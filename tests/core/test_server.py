@@ -1,90 +1,73 @@
-"""The server's adapter: one kind of failure, and calls that are given up leave nothing to the next one."""
+"""The pooled client: a reply belongs to the question that was asked, whatever was cancelled before."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 
 import pytest
-from redis.asyncio import Redis
 
 from mollifier.buffer import Buffer
-from mollifier.errors import BufferUnavailableError
-from mollifier.model import Entry
 from mollifier.server import Server, connect
-from tests.core.support import ENV, ORG, SETTINGS, execute, hold
+from tests.core.support import ORG, SETTINGS, hold
+
+CONNECTIONS = 4
+AT_LEAST = 500
+LATEST_TURN = 24
+"""Turns of the event loop: a call takes about half as many, so that some are cancelled before they ask, some while they wait, some never."""
 
 
-@pytest.fixture
-def server(redis_client: Redis) -> Server:
-    return Server(redis_client)
-
-
-async def test_answers_come_in_the_order_of_the_commands(server: Server) -> None:
-    assert await server.run_many([("ECHO", str(n)) for n in range(5)]) == [b"0", b"1", b"2", b"3", b"4"]
-
-
-async def test_no_commands_are_no_round_trip() -> None:
-    async with connect("unix:///nowhere/valkey.sock") as redis:
-        assert await Server(redis).run_many([]) == []
-
-
-async def test_a_command_that_fails_has_its_error_in_its_place(server: Server) -> None:
-    first, second, third = await server.run_many([("ECHO", "a"), ("LPUSH",), ("ECHO", "b")])
-    assert (first, third) == (b"a", b"b")
-    assert isinstance(second, Exception)
-
-
-async def test_a_single_command_that_fails_raises_with_its_name(server: Server) -> None:
-    with pytest.raises(BufferUnavailableError, match=r"^LPUSH: "):
-        await server.run("LPUSH")
-
-
-async def test_the_servers_clock_is_in_milliseconds(server: Server, redis_client: Redis) -> None:
-    seconds, _ = await execute(redis_client, "TIME")
-    assert int(seconds) * 1000 <= await server.now_ms() < (int(seconds) + 60) * 1000
-
-
-async def test_a_client_that_is_made_but_not_used_opens_no_connection(redis_client: Redis, redis_url: str) -> None:
-    async def opened() -> int:
-        return (await execute(redis_client, "INFO", "stats"))["total_connections_received"]
-
-    before = await opened()
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_cancelled_calls_never_leave_their_reply_to_the_next(seed: int, redis_url: str) -> None:
+    chance = random.Random(seed)
+    run_ids = [f"run_{number}" for number in range(CONNECTIONS)]
+    cancelled = answered = 0
     async with connect(redis_url) as redis:
-        Buffer(Server(redis), lambda: SETTINGS)
-        assert await opened() == before
+        # Few connections, so that each is used again at once.
+        redis.connection_pool.max_connections = CONNECTIONS
+        server = Server(redis)
+        buffer = Buffer(server, lambda: SETTINGS)
+        await hold(buffer, *run_ids)
 
-
-async def test_a_call_that_was_given_up_never_leaves_its_answer_to_another(redis_client: Redis, redis_url: str) -> None:
-    async with connect(redis_url) as redis:
-        buffer = Buffer(Server(redis), lambda: SETTINGS)
-        names = [f"run-{n}" for n in range(100)]
-        await hold(buffer, *names)
-        for turns in (2, 10, 40):
-            await execute(redis_client, "CLIENT", "PAUSE", 100, "ALL")
-            calls = [asyncio.create_task(buffer.get_entry(ORG, name)) for name in names]
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            for call in calls[::2]:
-                call.cancel()
-            replies = await asyncio.gather(*calls, return_exceptions=True)
-            answered = {n: reply.run_id for n, reply in enumerate(replies) if isinstance(reply, Entry)}
-            assert set(answered) >= set(range(1, len(names), 2))
-            assert all(run_id == names[n] for n, run_id in answered.items())
-            entries = await asyncio.gather(*(buffer.get_entry(ORG, name) for name in names))
-            assert [entry.run_id for entry in entries if isinstance(entry, Entry)] == names
-
-
-async def test_a_call_that_is_cancelled_at_any_moment_leaves_a_client_that_works(redis_url: str) -> None:
-    async with connect(redis_url) as redis:
-        buffer = Buffer(Server(redis), lambda: SETTINGS)
-        for turns in range(40):
-            call = asyncio.create_task(buffer.accept(f"cancelled-{turns}", ENV, ORG, b"payload"))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            call.cancel()
-            await asyncio.wait((call,))
-            name = f"next-{turns}"
-            await hold(buffer, name)
-            entry = await buffer.get_entry(ORG, name)
+        async def read(run_id: str) -> None:
+            entry = await buffer.get_entry(ORG, run_id)
             assert entry is not None
-            assert entry.run_id == name
+            assert entry.run_id == run_id
+
+        async def ask(question: str) -> None:
+            questions = [f"{question}-{number}" for number in range(chance.randint(1, 100))]
+            replies = await server.run_many([("ECHO", each) for each in questions])
+            assert replies == [each.encode() for each in questions]
+
+        rounds = itertools.count()
+        while min(cancelled, answered) < AT_LEAST:
+            number = next(rounds)
+            calls = [
+                *(asyncio.create_task(read(run_id)) for run_id in run_ids),
+                *(asyncio.create_task(ask(f"{number}-{call}")) for call in range(CONNECTIONS)),
+            ]
+            moments = {call: chance.randrange(LATEST_TURN) for call in calls if chance.random() < 0.7}
+            for turn in range(LATEST_TURN):
+                await asyncio.sleep(0)
+                for call in calls:
+                    if moments.get(call) == turn:
+                        call.cancel()
+            for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(outcome, asyncio.CancelledError):
+                    cancelled += 1
+                else:
+                    assert outcome is None
+                    answered += 1
+
+
+async def test_listening_ends_at_whatever_moment_it_is_cancelled(redis_url: str) -> None:
+    for turns in range(40):
+        async with connect(redis_url) as redis:
+            listening = asyncio.create_task(Server(redis).listen("channel", lambda: None))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            listening.cancel()
+            ended, _ = await asyncio.wait((listening,), timeout=10)
+            assert ended
+            assert listening.cancelled()

@@ -13,13 +13,14 @@ import pytest
 from redis.asyncio import Redis
 
 from mollifier import snapshots
+from mollifier.admission import Triggered
 from mollifier.engine import RunEngine
 from mollifier.errors import EngineUnavailableError, InvalidRequestError, NotFoundError
 from mollifier.facade import Mollifier
 from mollifier.model import Debounce, EntryKind, Environment, Run, RunStatus, Snapshot, TriggerRequest
 from mollifier.settings import Settings
+from mollifier.snapshots import take_snapshot
 from mollifier.telemetry import EVENTS_LOGGER
-from mollifier.trigger import Triggered, take_snapshot
 from tests.core.engines import AnyTask, MemoryEngine
 from tests.core.support import execute, state_of
 

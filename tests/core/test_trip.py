@@ -187,6 +187,18 @@ async def test_the_script_answers_as_its_naive_model_does(
 
 @virtual
 @any_history
+@given(window=windows, moments_us=histories, number=st.integers(1, 30))
+async def test_triggers_that_come_in_one_call_are_counted_as_if_one_had_come_after_the_other(
+    evaluator: VirtualEvaluator, window: Window, moments_us: list[int], number: int
+) -> None:
+    model, env = Model(window), next(envs)
+    for moment_us in moments_us:
+        expected = [model.arrive(moment_us) for _ in range(number)]
+        assert list(await evaluator.arrive_together(env, window, moment_us, number)) == expected
+
+
+@virtual
+@any_history
 @given(threshold=st.integers(1, 12), hold_ms=st.sampled_from([1, 5, 50]), moments_us=histories)
 async def test_in_any_span_of_one_window_at_most_threshold_triggers_pass(
     evaluator: VirtualEvaluator, threshold: int, hold_ms: int, moments_us: list[int]
@@ -234,6 +246,15 @@ async def test_the_evaluator_counts_and_trips_on_the_real_server(redis_client: R
     if verdicts[-1].count != 4:
         verdicts = [await evaluator.evaluate(GateInputs(org_id=ORG, env_id="again")) for _ in range(4)]
     assert verdicts == [Verdict(tripped=count > 3, count=count) for count in range(1, 5)]
+
+
+async def test_triggers_of_several_environments_that_come_together_are_counted_each_in_its_own(
+    redis_client: Redis,
+) -> None:
+    there = GateInputs(org_id="other", env_id="other")
+    verdicts = await real(redis_client, LONG).evaluate_many([HERE, HERE, there, HERE, HERE])
+    assert [verdict.count for verdict in verdicts] == [1, 2, 1, 3, 4]
+    assert tripped(list(verdicts)) == [False, False, False, False, True]
 
 
 async def test_replicas_share_one_count(redis_url: str, redis_client: Redis) -> None:

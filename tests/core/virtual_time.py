@@ -69,6 +69,16 @@ class VirtualEvaluator:
 
     async def arrive(self, env: str, window: Window, moments_us: Sequence[int]) -> list[Verdict]:
         """Have triggers arrive at these moments, microseconds since the epoch; one round trip for all of them."""
+        return [verdict for (verdict,) in await self._arrive(env, window, moments_us, 1)]
+
+    async def arrive_together(self, env: str, window: Window, moment_us: int, number: int) -> Sequence[Verdict]:
+        """Have so many triggers arrive in one call at this moment."""
+        (verdicts,) = await self._arrive(env, window, [moment_us], number)
+        return verdicts
+
+    async def _arrive(
+        self, env: str, window: Window, moments_us: Sequence[int], number: int
+    ) -> list[tuple[Verdict, ...]]:
         call = trip(
             rate=f"rate:{env}",
             tripped=f"tripped:{env}",
@@ -76,6 +86,7 @@ class VirtualEvaluator:
             buckets=window.buckets,
             threshold=window.threshold,
             hold_ms=window.hold_ms,
+            number=number,
         )
         commands = [
             command

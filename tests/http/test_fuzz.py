@@ -5,10 +5,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from zlib import crc32
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -32,6 +33,10 @@ ROUND = settings(
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
+
+
+# A stream of one line is the JSON of that line.
+schemathesis.serializer.alias("application/x-ndjson", "application/json")
 
 
 @pytest.fixture
@@ -60,15 +65,22 @@ def test_every_answer_to_a_random_request_is_a_documented_one(served: tuple[str,
     app = create_app(Settings(database_url="postgresql://h/d"))
     schema: Any = schemathesis.openapi.from_dict(complete(app.openapi_schema.to_schema()))
     operations: list[Any] = [found.ok() for found in schema.get_all_operations()]
+    existing = {"taskId": TASK, "id": tenant.org_id, "batchId": announced(url, tenant)}
     end = time.monotonic() + SECONDS
     turn = 0
     while time.monotonic() < end:
         operation = operations[turn % len(operations)]
-        one_round(operation, url, tenant, SEED + turn)
+        one_round(operation, url, tenant, existing, SEED + turn)
         turn += 1
 
 
-def one_round(operation: Any, url: str, tenant: Tenant, seed_of_round: int) -> None:
+def announced(url: str, tenant: Tenant) -> str:
+    """Return a batch that takes items."""
+    headers = {"Authorization": f"Bearer {tenant.api_key}"}
+    return httpx.post(f"{url}/api/v3/batches", json={"runCount": 1000}, headers=headers).json()["id"]
+
+
+def one_round(operation: Any, url: str, tenant: Tenant, existing: Mapping[str, str], seed_of_round: int) -> None:
     key = ADMIN_TOKEN if operation.path.startswith("/admin") else tenant.api_key
     documented = {int(status) for status in operation.definition.raw["responses"]}
 
@@ -77,7 +89,7 @@ def one_round(operation: Any, url: str, tenant: Tenant, seed_of_round: int) -> N
     @given(case=operation.as_strategy())
     def check(case: Any) -> None:
         # Half of them name what exists, so that they get beyond a 404.
-        for name, value in (("taskId", TASK), ("id", tenant.org_id)):
+        for name, value in existing.items():
             if name in (case.path_parameters or {}) and crc32(repr(case.body).encode()) % 2:
                 case.path_parameters[name] = value
         answer = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"})

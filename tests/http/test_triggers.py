@@ -147,6 +147,7 @@ async def test_without_a_known_key_nothing_is_answered_but_how_to_get_in(
             assert answer.headers["www-authenticate"].startswith("Bearer")
             assert answer.headers["content-type"] == "application/problem+json"
             assert "API key" in answer.json()["error"]
+            assert fields_of(answer) == ["authorization"]
     assert await count_runs(database) == 0
 
 
@@ -207,7 +208,7 @@ async def test_a_body_that_is_not_said_to_be_json_is_refused(api: Api, tenant: T
     for content_type in (None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
         headers = {**bearer(tenant), **({} if content_type is None else {"content-type": content_type})}
         answer = await api.client.post("/api/v1/tasks/echo/trigger", content=b"{}", headers=headers)
-        assert answer.status_code == 415
+        assert (answer.status_code, fields_of(answer)) == (415, ["content-type"])
         assert "application/json" in answer.json()["error"]
     assert await count_runs(database) == 0
 
@@ -230,11 +231,11 @@ async def test_a_body_over_the_limit_is_refused_chunked_or_not(
         assert len(exact) == LIMIT_BYTES
         assert (await api.trigger(tenant, exact)).status_code == 200
         answer = await api.trigger(tenant, exact + b" ")
-        assert answer.status_code == 413
+        assert (answer.status_code, fields_of(answer)) == (413, ["body"])
         assert "MOLLIFIER_BODY_LIMIT_BYTES" in answer.json()["error"]
         headers = {**bearer(tenant), "content-type": "application/json"}
         streamed = await api.client.post("/api/v1/tasks/echo/trigger", content=chunks(), headers=headers)
-        assert streamed.status_code == 413
+        assert (streamed.status_code, fields_of(streamed)) == (413, ["body"])
     assert await count_runs(database) == 1
 
 

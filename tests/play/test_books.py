@@ -16,12 +16,29 @@ MONITOR = Books(
 )  # fmt: skip
 SHADOW = msgspec.structs.replace(MONITOR, mollify=0, shadow_log=4, would_mollify=4, buffered=0, drained=0)
 OFF = msgspec.structs.replace(MONITOR, pass_through=0, mollify=0, buffered=0, drained=0, buffer_connections=0)
+DIVERT = msgspec.structs.replace(
+    MONITOR, executed=8, attempts_used_up=0,
+    sampled=6, sampled_retrieved=6, sampled_tagged=3, sampled_cancelled=2, sampled_too_late=0, sampled_faults=0,
+)  # fmt: skip
+OUTAGE = msgspec.structs.replace(DIVERT, buffered=6, drained=6, sheltered=2)
 BARE = Books(offered=10, accepted=10, pass_through=6, mollify=4)
 
 
 @pytest.mark.parametrize(
     ("books", "mode"),
-    [(MONITOR, Mode.MONITOR), (SHADOW, Mode.SHADOW), (OFF, Mode.OFF), (MONITOR, None), (SHADOW, None), (BARE, None)],
+    [
+        (MONITOR, Mode.MONITOR),
+        (SHADOW, Mode.SHADOW),
+        (OFF, Mode.OFF),
+        (DIVERT, Mode.DIVERT),
+        (msgspec.structs.replace(DIVERT, sampled_cancelled=1, sampled_too_late=1), Mode.DIVERT),
+        (msgspec.structs.replace(DIVERT, sampled_too_late=1, executed=7), Mode.DIVERT),
+        (msgspec.structs.replace(DIVERT, attempts_used_up=1), Mode.DIVERT),
+        (OUTAGE, Mode.DIVERT),
+        (MONITOR, None),
+        (SHADOW, None),
+        (BARE, None),
+    ],
 )
 def test_a_play_that_went_well_balances(books: Books, mode: Mode | None) -> None:
     assert books.imbalances(mode) == ()
@@ -52,6 +69,12 @@ def test_a_play_that_went_well_balances(books: Books, mode: Mode | None) -> None
         (SHADOW, Mode.SHADOW, {"would_mollify": 3}, "shadow_log 4 times and the log has 3"),
         (OFF, Mode.OFF, {"pass_through": 10}, "switched off, and yet the gate decided 10 times"),
         (OFF, Mode.OFF, {"buffer_connections": 1}, "switched off, and yet the buffer's server saw 1 connections"),
+        (DIVERT, Mode.DIVERT, {"buffered": 5, "drained": 5}, "mollified 4 triggers and 5 were buffered"),
+        (DIVERT, Mode.DIVERT, {"executed": 9}, "9 of 8 runs were executed"),
+        (DIVERT, Mode.DIVERT, {"executed": 7}, "7 of 8 runs were executed"),
+        (DIVERT, Mode.DIVERT, {"sampled_faults": 1}, "1 times a held run was not what it had to be"),
+        (OUTAGE, Mode.DIVERT, {"buffered": 5, "drained": 5}, "mollified 4 triggers and 5 were buffered"),
+        (OUTAGE, Mode.DIVERT, {"attempts_used_up": 1}, "1 entries used up attempts"),
         (BARE, None, {"left_in_buffer": 1}, "1 entries are left"),
     ],
 )

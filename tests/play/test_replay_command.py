@@ -42,6 +42,32 @@ def test_in_shadow_mode_a_burst_is_only_logged(trace: Path) -> None:
     assert record["runs_created"] == rows(trace)
 
 
+# Drained one by one, so that runs are held for long enough to be sampled.
+SLOWLY = {"drain_concurrency": "1", "drain_batch_size": "1"}
+
+
+@pytest.mark.parametrize(
+    "outage", [(), ("--speed", "0.15", "--outage", "shutdown"), ("--speed", "0.15", "--outage", "freeze")], ids=" ".join
+)
+def test_in_divert_mode_held_runs_are_as_others_and_no_outage_of_the_database_costs_one(
+    trace: Path, outage: tuple[str, ...]
+) -> None:
+    ended = mollifier("replay", trace, "--embedded", "--mode", "divert", *outage, "--json", **EARLY, **SLOWLY)
+    assert ended.code == 0, ended
+    record = ended.record
+    assert record["offered"] == record["accepted"] == record["runs_created"] == rows(trace)
+    assert record["mollify"] > 0
+    assert record["buffered"] == record["drained"] == record["mollify"] + (record["sheltered"] or 0)
+    assert [record[name] for name in AT_FAULT] == [0] * len(AT_FAULT)
+    assert (record["attempts_used_up"], record["sampled_faults"]) == (0, 0)
+    assert ("Postgres is back" in ended.stderr) == bool(outage)
+    if not outage:
+        assert record["sheltered"] is None
+        assert record["sampled"] == record["sampled_retrieved"] > 0
+        assert record["sampled_tagged"] > 0
+        assert record["sampled_cancelled"] + record["sampled_too_late"] > 0
+
+
 def test_switched_off_nothing_is_decided_and_the_buffers_server_sees_nobody(trace: Path) -> None:
     ended = mollifier("replay", trace, "--embedded", "--mode", "off", "--limit", 40, "--speed", 4, "--json", **EARLY)
     assert ended.code == 0, ended
@@ -60,9 +86,11 @@ def test_switched_off_nothing_is_decided_and_the_buffers_server_sees_nobody(trac
         (["TRACE", "--embedded", "--url", "http://x"], "--embedded starts a stack of its own"),
         (["TRACE", "--url", "http://x", "--api-key", "k"], "--admin-token and --database-url"),
         (["TRACE", "--url", "http://x", "--api-key", "k", "--mode", "off"], "--mode and --replicas are for --embedded"),
+        (["TRACE", "--url", "http://x", "--api-key", "k", "--outage", "freeze"], "--outage is for --embedded"),
+        (["TRACE", "--embedded", "--outage", "flood"], "--outage"),
+        (["TRACE", "--embedded", "--outage", "freeze"], "it has to be 12 s or longer; lower --speed"),
         (["TRACE", "--embedded", "--time-column", "When"], "no column 'When'"),
         (["TRACE", "--embedded", "--speed", "0"], "--speed"),
-        (["TRACE", "--embedded", "--mode", "divert"], "divert is not supported by this version"),
     ],
 )
 def test_what_cannot_be_played_is_exit_code_2_before_anything_starts(

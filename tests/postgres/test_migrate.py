@@ -29,7 +29,8 @@ from mollifier.postgres.migrate import (
 from mollifier.postgres.tables import metadata
 from tests.postgres.support import ENV, START, execute, jobs, read, rows
 
-OWN = ["0001", "0002"]
+OWN = ["0001", "0002", "0003", "0004"]
+NEWEST = OWN[-1]
 
 
 def migrate_to(database_url: str, revision: str) -> None:
@@ -55,7 +56,9 @@ def test_an_empty_database_gets_every_step_with_progress(empty_database_url: str
 
     assert migrate(empty_database_url, seen.append) == OWN
 
-    assert [(step.name, step.number, step.total) for step in seen] == [("0001", 1, 2), ("0002", 2, 2)]
+    assert [(step.name, step.number, step.total) for step in seen] == [
+        (name, number, len(OWN)) for number, name in enumerate(OWN, start=1)
+    ]
     assert all(step.description for step in seen)
 
 
@@ -86,9 +89,9 @@ async def test_the_status_tells_what_is_pending(empty_database_url: str) -> None
         await migrate_async(empty_database_url)
         after = await schema_status(database)
 
-    assert (before.current, before.head, before.pending, before.is_current) == (None, "0002", ("0001", "0002"), False)
-    assert (between.current, between.pending) == ("0001", ("0002",))
-    assert (after.current, after.pending, after.is_current) == ("0002", (), True)
+    assert (before.current, before.head, before.pending, before.is_current) == (None, NEWEST, tuple(OWN), False)
+    assert (between.current, between.pending) == ("0001", tuple(OWN[1:]))
+    assert (after.current, after.pending, after.is_current) == (NEWEST, (), True)
 
 
 async def test_data_of_an_older_schema_is_kept_and_queued_runs_get_their_jobs(empty_database_url: str) -> None:
@@ -110,7 +113,7 @@ async def test_data_of_an_older_schema_is_kept_and_queued_runs_get_their_jobs(em
             now=START,
         )
 
-        assert await migrate_async(empty_database_url) == ["0002"]
+        assert await migrate_async(empty_database_url) == OWN[1:]
 
         run = await read(PostgresRunEngine(database), "run_1")
         assert (run.snapshot.payload, run.snapshot.tags, run.snapshot.created_at) == (b"\x00\xff", ("a",), START)

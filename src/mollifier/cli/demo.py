@@ -24,7 +24,11 @@ _STEPS = {
         "Monitor mode: every run is created at once, as always. The triggers of a burst are also copied to the buffer and drained again, "
         "and the copies are compared with what went in: a rehearsal without a risk."
     ),
-    Mode.DIVERT: "Divert mode: the triggers of a burst are held in the buffer, and the drainer creates their runs at a rate the database can take.",
+    Mode.DIVERT: (
+        "Divert mode: the triggers of a burst are answered with a run id at once and held in the buffer; the drainer creates their runs a "
+        "little later, at a rate the database can take (here one at a time: MOLLIFIER_DRAIN_CONCURRENCY). Their callers notice nothing: a held run can "
+        "be read, tagged and cancelled as any other."
+    ),
 }
 
 
@@ -41,11 +45,14 @@ def demo(*, mode: ModeOption = None, as_json: Json = False) -> None:
         $ mollifier demo
         $ mollifier demo --mode shadow
     """
-    from mollifier.play.demo import TRIP_THRESHOLD
+    from mollifier.play.demo import DRAIN_CONCURRENCY, TRIP_THRESHOLD
     from mollifier.processes import run
     from mollifier.settings import variable
 
-    environment = child_environment(mode, {variable("trip_threshold"): str(TRIP_THRESHOLD)})
+    defaults = {variable("trip_threshold"): str(TRIP_THRESHOLD)}
+    if mode is Mode.DIVERT:
+        defaults[variable("drain_concurrency")] = str(DRAIN_CONCURRENCY)
+    environment = child_environment(mode, defaults)
     with kept_log(None) as log, told_failures():
         finish(run(_play(environment, log, as_json=as_json)))
 
@@ -64,7 +71,14 @@ async def _play(environment: ChildEnvironment, log: Path, *, as_json: bool) -> i
     async with embedded_stage(environment, story.organizations(), log=log, on_progress=report) as stage:
         with progress_bar(stderr(), len(times)) as show:
             session = Session(
-                stage.system, stage.tenants, task_id="echo", marker=marker, report=show, peak=peak, until_executed=True
+                stage.system,
+                stage.tenants,
+                task_id="echo",
+                marker=marker,
+                report=show,
+                peak=peak,
+                span_s=story.SECONDS,
+                until_executed=True,
             )
             played = await stage.alongside(session.play(story.calls(times, marker)))
     tenants = dict(zip((part.name for part in story.STORY), played.tenants, strict=True))
@@ -99,7 +113,7 @@ def _show(played: Played, tenants: dict[str, TenantFigures], burst: dict[str, in
     sections: list[tuple[str, list[Any]]] = [
         ("What happened", [_story(tenants, burst), _STEPS[mode]]),
         ("Tenant by tenant", [_tenants_table(tenants, mode), _reading(tenants, mode)]),
-        ("The books", [figures_table(played), _audited(played), verdict(played)]),
+        ("The books", [figures_table(played), _audited(played), _sampled(played), verdict(played)]),
         ("What to try next", []),
     ]
     for title, parts in sections:
@@ -150,6 +164,11 @@ def _reading(tenants: dict[str, TenantFigures], mode: Mode) -> str:
     )
     if mode is Mode.SHADOW:
         return f"Only what {', '.join(caught)} sent above the threshold would have been held; {others}."
+    if mode is Mode.DIVERT:
+        return (
+            f"Only what {', '.join(caught)} sent above the threshold was held; {others}. The database did not take the burst: the "
+            "drainer wrote those runs at its own pace, so the writes were flattened."
+        )
     return (
         f"Only what {', '.join(caught)} sent above the threshold was recognised as a burst; {others}. In this mode the database still takes "
         "the whole burst, so everybody waits for it a while: sparing them that is what holding, the step after this one, is for."
@@ -163,6 +182,19 @@ def _audited(played: Played) -> str:
     return (
         f"Audited from the structured log: {audit.matched:,} of {audit.buffered:,} buffered snapshots came out of the buffer with the very "
         "SHA-256 they went in with."
+    )
+
+
+def _sampled(played: Played) -> str:
+    sample = played.sample
+    if sample is None:
+        return ""
+    if not sample.sampled:
+        return "The drainer was faster than the look into the buffer: no run was held for long enough to be sampled."
+    too_late = f" {sample.too_late} had started before they could be cancelled." if sample.too_late else ""
+    return (
+        f"While they were held, {sample.retrieved} runs were read through the API, {sample.tagged} tagged and {sample.cancelled} cancelled: the "
+        f"database has every tag, and none of the cancelled ones was ever executed.{too_late}"
     )
 
 

@@ -29,13 +29,9 @@ def child_environment(mode: Mode | None, defaults: Mapping[str, str] | None = No
     `defaults` are variables for where the environment has none. Raises SettingsError.
     """
     from mollifier import processes
-    from mollifier.errors import SettingsError
 
     with tell_warnings():
         environment = processes.child_environment(mode, defaults)
-    if environment.mode is Mode.DIVERT:
-        detail = "divert is not supported by this version: take monitor, which writes to both stores and checks that they agree"
-        raise SettingsError("--mode", detail)
     if environment.ignored:
         note(f"mollifier: this command starts servers of its own; ignored: {', '.join(environment.ignored)}")
     if environment.overruled:

@@ -11,6 +11,7 @@ import typer
 
 from mollifier.cli.embedding import ModeOption, child_environment, finish, kept_log, report, told_failures
 from mollifier.cli.output import Json, note, print_json, stderr, stdout
+from mollifier.play.outage_kind import OutageKind
 
 if TYPE_CHECKING:
     from mollifier.play.remote import Remote
@@ -65,6 +66,13 @@ def replay(
             help="The structured log of all processes: written with --embedded [default: a temporary file], read with --url.",
         ),
     ] = None,
+    outage: Annotated[
+        OutageKind | None,
+        typer.Option(
+            metavar="KIND",
+            help="With --embedded: take Postgres away for ten seconds in the middle of the play: `shutdown`, or `freeze` (SIGSTOP).",
+        ),
+    ] = None,
     mode: ModeOption = None,
     as_json: Json = False,
 ) -> None:
@@ -74,11 +82,14 @@ def replay(
     columns of a row are the payload of its trigger. Afterwards the decisions, the structured log, the buffer and the database are
     compared: every accepted trigger has to be exactly one run, and what was buffered has to come out unchanged.
 
+    In divert mode some of the held runs are read, tagged and cancelled meanwhile, and looked up in the database afterwards.
+
     Exits 0 when the books balance, 1 when they do not, 2 when the trace or the options cannot be used.
 
     For example:
 
         $ mollifier replay trace.csv --embedded --speed 10
+        $ mollifier replay trace.csv --embedded --mode divert --outage freeze
         $ mollifier replay trace.csv --url http://localhost:8000 --api-key KEY --admin-token TOKEN --database-url URL
     """
     from mollifier.play.replay import Score
@@ -88,6 +99,8 @@ def replay(
         raise typer.BadParameter("--embedded starts a stack of its own: leave out --url, --api-key and --database-url")
     if not embedded and (mode is not None or replicas != 1):
         raise typer.BadParameter("--mode and --replicas are for --embedded; a running API has its own")
+    if not embedded and outage is not None:
+        raise typer.BadParameter("--outage is for --embedded: only its own Postgres may be taken away")
     remote = None if embedded else _remote(url, api_key, admin_token, database_url, log_file)
     score = Score(
         path=trace, speed=speed, environments=envs, time_column=time_column, env_column=env_column, limit=limit
@@ -98,6 +111,8 @@ def replay(
         note(f"mollifier: {error}")
         raise typer.Exit(_USAGE_EXIT) from error
     environments = score.environments_of(seen)
+    if outage is not None:
+        _check_outage_fits(seen.span_ns / 1e9 / speed)
 
     from mollifier.processes import run
 
@@ -112,21 +127,41 @@ def replay(
     with kept_log(log_file) as log, told_failures():
         organizations = [Organization("replay", environments)]
         stage = embedded_stage(environment, organizations, log=log, replicas=replicas, on_progress=report)
-        finish(run(_play(stage, score, seen, task, as_json=as_json)))
+        finish(run(_play(stage, score, seen, task, outage=outage, as_json=as_json)))
 
 
 async def _play(
-    stage: AbstractAsyncContextManager[Stage], score: Score, seen: Survey, task: str, *, as_json: bool
+    stage: AbstractAsyncContextManager[Stage],
+    score: Score,
+    seen: Survey,
+    task: str,
+    *,
+    outage: OutageKind | None = None,
+    as_json: bool,
 ) -> int:
     from mollifier.play.client import Marker
+    from mollifier.play.outage import OUTAGE_S, Outage
     from mollifier.play.render import as_record, figures_table, progress_bar, verdict
     from mollifier.play.replay import PEAK_WINDOW_MS
     from mollifier.play.session import Session
 
     marker = Marker(secrets.token_hex(4))
+    span_s = seen.span_ns / 1e9 / score.speed
     async with stage as ready:
+        planned = None
+        if outage is not None and ready.stack is not None:
+            planned = Outage(ready.stack, outage, after_s=max(0.0, (span_s - OUTAGE_S) / 2), tell=_tell)
         with progress_bar(stderr(), seen.arrivals) as show:
-            session = Session(ready.system, ready.tenants, task_id=task, marker=marker, report=show, peak=seen.peak)
+            session = Session(
+                ready.system,
+                ready.tenants,
+                task_id=task,
+                marker=marker,
+                report=show,
+                peak=seen.peak,
+                span_s=span_s,
+                outage=planned,
+            )
             played = await ready.alongside(session.play(score.calls(seen, marker)))
     if as_json:
         print_json(as_record(played))
@@ -138,6 +173,19 @@ async def _play(
         console.print(f"\nThe trace's densest moment at this speed: {seen.peak} calls within {PEAK_WINDOW_MS} ms.")
         console.print(verdict(played))
     return 1 if played.imbalances else 0
+
+
+def _check_outage_fits(span_s: float) -> None:
+    from mollifier.play.outage import BEFORE_AND_AFTER_S, OUTAGE_S
+
+    least_s = OUTAGE_S + 2 * BEFORE_AND_AFTER_S
+    if span_s < least_s:
+        detail = f"--outage lasts {OUTAGE_S:g} s and this play {span_s:.1f} s: it has to be {least_s:g} s or longer; lower --speed"
+        raise typer.BadParameter(detail)
+
+
+def _tell(text: str) -> None:
+    note(f"mollifier: {text}")
 
 
 def _remote(

@@ -12,7 +12,7 @@ def worker(log_file: LogFile = None) -> None:
 
     Start as many as the work takes, beside `serve`. MOLLIFIER_TASKS names the modules whose functions are the tasks; they are recorded
     when the worker starts, and can be triggered from then on. Draining follows MOLLIFIER_ENABLED unless MOLLIFIER_DRAINER_ENABLED says
-    otherwise. A server that is away is waited for.
+    otherwise. A server that is away is waited for. MOLLIFIER_WORKER_METRICS_PORT shows the worker's metrics to Prometheus.
 
     Stops on SIGTERM or Ctrl-C, once the work in hand is done or MOLLIFIER_DRAIN_SHUTDOWN_TIMEOUT_MS has passed. The log is JSON lines.
 
@@ -31,6 +31,13 @@ def worker(log_file: LogFile = None) -> None:
     observability = configure_telemetry("mollifier-worker")
     telemetry = Telemetry(observability.meter_provider, observability.tracer_provider)
     try:
-        asyncio.run(run_worker_process(settings, telemetry=telemetry))
+        asyncio.run(
+            run_worker_process(
+                settings,
+                telemetry=telemetry,
+                tracer_provider=observability.tracer_provider,
+                registry=observability.registry,
+            )
+        )
     finally:
         observability.shutdown()

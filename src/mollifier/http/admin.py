@@ -167,7 +167,7 @@ async def create_key(request: AnyRequest, id: Id) -> Response[KeyBody]:  # noqa:
     operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
 )
 async def revoke_key(request: AnyRequest, id: Id, keyId: Id) -> Response[KeyBody]:  # noqa: A002 - as above
-    """Revoke the key for good: it stops working here at once, and at other replicas within two seconds."""
+    """Revoke the key for good: it stops working here at once, and at other replicas within four seconds."""
     services = services_of(request)
     revoked = await services.tenants.revoke_key(path_id(id, "environment"), path_id(keyId, "API key"))
     services.authenticator.forget()

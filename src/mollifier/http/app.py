@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
 from mollifier.errors import MollifierError, SettingsError
-from mollifier.http import keys, metadata, operations, problems, replays, runs, triggers
+from mollifier.http import batches, keys, metadata, operations, problems, replays, runs, triggers
 from mollifier.http.admin import admin_api
 from mollifier.http.docs import docs
 from mollifier.http.openapi import openapi_config
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 ROUTES = [
     triggers.trigger,
+    batches.trigger_batch,
+    batches.create_batch,
+    batches.add_batch_items,
+    batches.get_batch,
     runs.get_run,
     runs.list_runs,
     runs.get_result,

@@ -21,11 +21,11 @@ async def environment_of(request: Request[Any, Any, Any]) -> Environment:
     key = _bearer(request)
     if key is None:
         detail = "No API key: send it as `Authorization: Bearer <environment API key>`."
-        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE)
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE, field="authorization")
     environment = await services_of(request).authenticator.authenticate(key)
     if environment is None:
         detail = "This API key is unknown or revoked; an administrator can make another one."
-        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE)
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE, field="authorization")
     return environment
 
 
@@ -38,7 +38,7 @@ def require_admin(request: Request[Any, Any, Any]) -> None:
     given = _bearer(request) or ""
     if not hmac.compare_digest(given.encode(), token.encode()):
         detail = "Send the admin token as `Authorization: Bearer <admin token>`."
-        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE)
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE, field="authorization")
 
 
 def _bearer(request: Request[Any, Any, Any]) -> str | None:

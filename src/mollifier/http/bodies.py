@@ -23,7 +23,7 @@ async def json_body(request: Request[Any, Any, Any]) -> bytes:
     if not _JSON.fullmatch(content_type):
         said = f"not {content_type[:100]!r}" if content_type else "and say so"
         detail = f"Send JSON, with `Content-Type: application/json`, {said}."
-        raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+        raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, field="content-type")
     return await request.body()
 
 

@@ -36,7 +36,7 @@ async def reset_idempotency_key(
     task_id = await parsed(request, _task_id)
     text = checked_key(path_text(key, "key"), "key")
     services = services_of(request)
-    if not await services.engine.reset_idempotency_key(environment.id, task_id, text, services.clock()):
+    if not await services.mollifier.runs.reset_idempotency_key(environment, task_id, text):
         hint = f"No run of the task {task_id!r} holds it: it has expired, was freed, or was never given."
         raise NotFoundError("idempotency key", text, "key", hint)
     return json_response(RunName(text))

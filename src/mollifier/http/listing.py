@@ -23,7 +23,7 @@ _EPOCH_DIGITS_MAX = 15
 QUERY_PARAMETERS = [
     parameter("page[size]", f"How many, {PAGE_SIZE[0]} to {PAGE_SIZE[1]}; {PAGE_SIZE_DEFAULT} by default"),
     parameter("page[after]", "The cursor `pagination.next` of the page before"),
-    parameter("page[before]", "The cursor `pagination.previous` of the page after"),
+    parameter("page[before]", "The cursor `pagination.previous` of the page after; wins over page[after]"),
     parameter("filter[status]", f"Of {', '.join(RunStatus)}; several with commas"),
     parameter("filter[taskIdentifier]", "Task ids, several with commas"),
     parameter("filter[tag]", "Tags, several with commas; a run has to have one of them"),
@@ -72,6 +72,7 @@ def run_filter(query: Query, now: datetime) -> RunFilter:
             break
         return tuple(found)
 
+    before = one("page[before]", str)
     period = one("filter[createdAt][period]", parse_duration)
     created_from = one("filter[createdAt][from]", _moment)
     if period is not None and created_from is not None:
@@ -80,8 +81,9 @@ def run_filter(query: Query, now: datetime) -> RunFilter:
         )
     found = RunFilter(
         page_size=one("page[size]", _page_size) or PAGE_SIZE_DEFAULT,
-        after=one("page[after]", str),
-        before=one("page[before]", str),
+        # A client that turns back repeats the query of the page it is on, and that names where that page came from.
+        after=one("page[after]", str) if before is None else None,
+        before=before,
         statuses=many("filter[status]", _status),
         task_ids=many("filter[taskIdentifier]", str),
         tags=many("filter[tag]", str),
@@ -90,8 +92,6 @@ def run_filter(query: Query, now: datetime) -> RunFilter:
         created_to=one("filter[createdAt][to]", _moment),
         batch_id=one("filter[batch]", str),
     )
-    if found.after is not None and found.before is not None:
-        errors.append(FieldError("page[before]", "goes without page[after]: give one of the two"))
     if errors:
         raise InvalidRequestError(*errors)
     return found

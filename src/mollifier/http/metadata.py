@@ -79,12 +79,12 @@ async def put_metadata(request: Request[Any, Any, Any], runId: RunId) -> Respons
     if len(plan) > 1:
         # One that cannot be applied is found before any is, as each run changes in a transaction of its own.
         for field, run_id, operations in plan:
-            target = existing(await services.engine.get_run(environment.id, run_id), run_id)
+            target = existing(await services.mollifier.runs.get(environment, run_id), run_id)
             with _blaming(field):
                 apply(target.snapshot.metadata, operations)
     for field, run_id, operations in plan:
         with _blaming(field):
-            changed = await services.engine.change_metadata(environment.id, run_id, operations)
+            changed = await services.mollifier.runs.change_metadata(environment, run_id, operations)
         if run_id == run.id:
             run = existing(changed, run_id)
     return _answer(run)

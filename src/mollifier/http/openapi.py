@@ -35,10 +35,12 @@ KeyKind = Literal["environmentKey", "adminToken"]
 _REFERENCE = "#/components/schemas/{name}"
 _BODIES = [
     *(schemas.TriggerBody, schemas.TagsBody, schemas.RescheduleBody, schemas.MetadataBody, schemas.ResetBody),
+    *(schemas.BatchBody, schemas.AnnouncementBody, schemas.BatchLineBody),
     *(schemas.NameBody, schemas.OptionalNameBody, schemas.FlagsBody, Problem),
 ]
 _TAGS = {
     "Trigger": "Making runs.",
+    "Batches": "Many triggers at once. Each passes the gate by itself.",
     "Runs": "What is done with a run after it was triggered. Everything is within the API key's environment.",
     "Operations": "For whoever keeps this running.",
     "Administration": "Tenants, keys and flags; needs the admin token.",
@@ -66,6 +68,7 @@ def documented(
     body: type[msgspec.Struct] | None = None,
     key: KeyKind | None = "environmentKey",
     parameters: Sequence[Parameter] = (),
+    media_type: str = "application/json",
 ) -> type[Operation]:
     """Return what a handler takes as its `operation_class`: its body, its key, and the errors it answers."""
     statuses = {*errors, *(_ANY_BODY if body else ()), *(_WITH_KEY[key] if key else ())}
@@ -81,7 +84,7 @@ def documented(
             self.parameters = [*(self.parameters or ()), *parameters] or None
             self.security = [{key: []}] if key else None
             if body is not None:
-                content = {"application/json": OpenAPIMediaType(schema=_reference(body))}
+                content = {media_type: OpenAPIMediaType(schema=_reference(body))}
                 self.request_body = RequestBody(content=content, required=True)
 
     return Documented

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Response
@@ -25,6 +25,8 @@ from mollifier.telemetry import describe
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+# The SDKs take a 409 for a lock that somebody holds, and would try again for ten seconds.
+_FINAL = {"x-should-retry": "false"}
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +50,22 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedError(MollifierError):
-    """A request refused for what it is sent with rather than for what it says: its key, its type, its size."""
+    """A request refused for what it is sent with rather than for what it says: its key, its type, its size.
 
-    def __init__(self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    `field` is the header that is at fault, in lower case, or `body`; None where the request has nothing to mend.
+    """
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        field: Literal["authorization", "body", "content-type"] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status = status
+        self.field = field
         self.headers = headers or {}
 
 
@@ -82,9 +95,10 @@ def of_ours(_request: Request[Any, Any, Any], error: MollifierError) -> Response
         case NotFoundError(field=field):
             return problem(HTTPStatus.NOT_FOUND, str(error), [FieldError(field, str(error))])
         case ConflictError(field=field, detail=detail):
-            return problem(HTTPStatus.CONFLICT, detail, [FieldError(field, detail)])
-        case RefusedError(status=status, headers=headers):
-            return problem(status, str(error), headers=headers)
+            return problem(HTTPStatus.CONFLICT, detail, [FieldError(field, detail)], _FINAL)
+        case RefusedError(status=status, headers=headers, field=field):
+            errors = [FieldError(field, str(error))] if field else []
+            return problem(status, str(error), errors, headers)
         case EngineUnavailableError() | BufferUnavailableError():
             log.warning("mollifier.unavailable", extra={"fields": {"error": describe(error)}})
             detail = f"The store behind this API cannot be reached now; try again in {RETRY_AFTER_S} seconds."
@@ -103,6 +117,7 @@ def of_framework(_request: Request[Any, Any, Any], error: HTTPException) -> Resp
             detail = "This route does not know this method; the Allow header lists those it knows."
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             detail = "The body is larger than this API takes (MOLLIFIER_BODY_LIMIT_BYTES)."
+            return problem(status, detail, [FieldError("body", detail)], error.headers)
         case _:
             detail = error.detail
     return problem(status, detail, headers=error.headers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -113,9 +113,20 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, r
     error: ResultError | None = None
 
 
-def json_response(body: Any, status_code: int = 200, after: BackgroundTask | None = None) -> Response[Any]:
+def json_response(
+    body: Any,
+    status_code: int = 200,
+    after: BackgroundTask | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response[Any]:
     """Return the struct as JSON; `after` runs once it has been sent."""
-    return Response(msgspec.json.encode(body), media_type="application/json", status_code=status_code, background=after)
+    return Response(
+        msgspec.json.encode(body),
+        media_type="application/json",
+        status_code=status_code,
+        headers=headers,
+        background=after,
+    )
 
 
 def run_details(run: Run, root: Run | None, parent: Run | None, children: Sequence[Run]) -> RunDetails:

@@ -81,7 +81,7 @@ async def list_runs(request: Request[Any, Any, Any]) -> Response[RunList]:
     """List the environment's runs, newest first, those that are still held included."""
     environment = await environment_of(request)
     services = services_of(request)
-    page = await services.engine.list_runs(environment.id, run_filter(request.query_params, services.clock()))
+    page = await services.mollifier.runs.list(environment, run_filter(request.query_params, services.clock()))
     runs = tuple(listed_run(run, environment) for run in page.runs)
     return json_response(RunList(runs, Pagination(page.next, page.previous)))
 
@@ -114,7 +114,7 @@ async def cancel(request: Request[Any, Any, Any], runId: RunId) -> Response[RunN
     environment = await environment_of(request)
     await nothing(request)
     services, run_id = services_of(request), run_id_of(runId)
-    run = await services.engine.cancel_run(environment.id, run_id, services.clock())
+    run = await services.mollifier.runs.cancel(environment, run_id)
     return json_response(RunName(existing(run, run_id).id))
 
 
@@ -130,7 +130,7 @@ async def add_tags(request: Request[Any, Any, Any], runId: RunId) -> Response[Me
     environment = await environment_of(request)
     tags = await parsed(request, _tags)
     run_id = run_id_of(runId)
-    run = existing(await services_of(request).engine.add_tags(environment.id, run_id, tags), run_id)
+    run = existing(await services_of(request).mollifier.runs.add_tags(environment, run_id, tags), run_id)
     return json_response(Message(f"The run has the tags {', '.join(run.snapshot.tags)}."))
 
 
@@ -149,7 +149,7 @@ async def reschedule(request: Request[Any, Any, Any], runId: RunId) -> Response[
     services, run_id = services_of(request), run_id_of(runId)
     now = services.clock()
     delay = await parsed(request, lambda body: body.required("delay", body.delay) or now)
-    run = existing(await services.engine.reschedule_run(environment.id, run_id, delay, now), run_id)
+    run = existing(await services.mollifier.runs.reschedule(environment, run_id, delay), run_id)
     return json_response(await _details(services, environment, run))
 
 
@@ -168,7 +168,7 @@ def existing(run: Run | None, run_id: str) -> Run:
 async def run_of(services: Services, environment: Environment, segment: str) -> Run:
     """Return the run that a segment of the path names. Raises NotFoundError."""
     run_id = run_id_of(segment)
-    return existing(await services.engine.get_run(environment.id, run_id), run_id)
+    return existing(await services.mollifier.runs.get(environment, run_id), run_id)
 
 
 async def _details(services: Services, environment: Environment, run: Run) -> RunDetails:
@@ -180,7 +180,7 @@ async def _details(services: Services, environment: Environment, run: Run) -> Ru
         if run_id is None:
             return None
         async with turns:
-            return await services.engine.get_run(environment.id, run_id)
+            return await services.mollifier.runs.get(environment, run_id)
 
     root, parent, *children = await asyncio.gather(*(relative(run_id) for run_id in wanted))
     return run_details(run, root, parent, [child for child in children if child is not None])

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from mollifier.batch_request import ITEMS_MAX, RUN_COUNT_MAX
 from mollifier.model import MAX_TAGS
 from mollifier.request import (
     ATTEMPTS,
@@ -17,6 +18,7 @@ from mollifier.request import (
     MAX_DURATION_S,
     NAME_LENGTH_MAX,
     TAG_LENGTH_MAX,
+    TASK_ID_LENGTH_MAX,
 )
 
 Duration = Annotated[str, Meta(description="A duration: units w, d, h, m, s in this order", examples=["1h30m"])]
@@ -93,6 +95,36 @@ class TriggerBody(msgspec.Struct, rename="camel"):
     payload: Json = None
     context: Json = None
     options: TriggerOptions | None = None
+
+
+class BatchItemBody(TriggerBody, kw_only=True, rename="camel"):
+    """One trigger of a batch."""
+
+    task: Annotated[str, Meta(min_length=1, max_length=TASK_ID_LENGTH_MAX)]
+
+
+class BatchBody(msgspec.Struct, rename="camel"):
+    """A whole batch. What is said beside the items holds for each of them."""
+
+    items: Annotated[list[BatchItemBody], Meta(min_length=1, max_length=ITEMS_MAX)]
+    parent_run_id: Text | None = None
+    resume_parent_on_completion: bool = False
+
+
+class AnnouncementBody(msgspec.Struct, rename="camel"):
+    """A batch whose items come later. Its key is the environment's, whatever the tasks of the items."""
+
+    run_count: Annotated[int, Meta(ge=1, le=RUN_COUNT_MAX)]
+    idempotency_key: Key | None = None
+    idempotency_key_options: IdempotencyKeyOptions | None = None
+    parent_run_id: Text | None = None
+    resume_parent_on_completion: bool = False
+
+
+class BatchLineBody(BatchItemBody, kw_only=True, rename="camel"):
+    """One line of a stream of items, each of which is an object like this one."""
+
+    index: Annotated[int, Meta(ge=0, description="Its place in the batch, below `runCount`")]
 
 
 class TagsBody(msgspec.Struct):

@@ -31,15 +31,18 @@ from mollifier.telemetry import Emit
 
 _HEADERS = {name.encode(): name for name in HEADERS}
 
+ORIGIN_PARAMETERS = [
+    parameter(TRACEPARENT, "The caller's trace (W3C Trace Context)", "header"),
+    parameter(TRACESTATE, "The caller's trace (W3C Trace Context)", "header"),
+    parameter(TRIGGER_SOURCE, "Where the trigger came from, in the caller's words", "header"),
+]
 _HEADER_PARAMETERS = [
     parameter(IDEMPOTENCY_KEY, "As `options.idempotencyKey`, which wins", "header"),
     parameter(IDEMPOTENCY_KEY_TTL, "As `options.idempotencyKeyTTL`, which wins", "header"),
     parameter(
         REQUEST_KEY, "Names this request: sent again within a day, it is answered with the run it made", "header"
     ),
-    parameter(TRACEPARENT, "The caller's trace (W3C Trace Context)", "header"),
-    parameter(TRACESTATE, "The caller's trace (W3C Trace Context)", "header"),
-    parameter(TRIGGER_SOURCE, "Where the trigger came from, in the caller's words", "header"),
+    *ORIGIN_PARAMETERS,
 ]
 
 
@@ -70,8 +73,7 @@ async def trigger(
         environment, parse_trigger(path_text(taskId, "taskId"), body, headers_of(request))
     )
     result = triggered.result
-    after = BackgroundTask(emit, triggered.after_answer) if triggered.after_answer else None
-    return json_response(TriggerAnswer(result.run_id, result.is_cached), after=after)
+    return json_response(TriggerAnswer(result.run_id, result.is_cached), after=emitting(triggered.after_answer))
 
 
 def headers_of(request: Request[Any, Any, Any]) -> dict[str, str]:
@@ -84,6 +86,11 @@ def headers_of(request: Request[Any, Any, Any]) -> dict[str, str]:
             except UnicodeDecodeError:
                 found[known] = value.decode("latin-1")
     return found
+
+
+def emitting(emits: tuple[Emit, ...]) -> BackgroundTask | None:
+    """Return what does what was left for after the answer."""
+    return BackgroundTask(emit, emits) if emits else None
 
 
 def emit(emits: tuple[Emit, ...]) -> None:

@@ -1,12 +1,14 @@
--- Give an entry up: mark it FAILED with the error, list it as failed, free its idempotency key.
+-- Give an entry up: mark it FAILED with the error, list it as failed, free its keys.
 --
 -- @include index
 -- @include clock
 -- @include lease
--- KEYS  1 entry        hash: the entry
---       2 draining     sorted set: the partition's leased runs by the moment their lease ends
---       3 failed       sorted set: the partition's failed runs by the moment they failed
---       4 idempotency  string, optional: the run that this key is bound to
+-- @include settle
+-- KEYS  1 entry     hash: the entry
+--       2 draining  sorted set: the partition's leased runs by the moment their lease ends
+--       3 failed    sorted set: the partition's failed runs by the moment they failed
+--       4 held      sorted set: the environment's held runs by the moment they were triggered
+--       5... binding  strings: the keys of the caller's that may be bound to the run
 -- ARGV  1 run_id
 --       2 lease
 --       3 error
@@ -18,6 +20,7 @@ if verdict == 'held' then
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
   redis.call('HDEL', KEYS[1], 'lease')
   add(KEYS[3], string.format('%.0f', now_ms()), ARGV[1], ttl_of(KEYS[1]))
-  if KEYS[4] and redis.call('GET', KEYS[4]) == ARGV[1] then redis.call('DEL', KEYS[4]) end
+  redis.call('ZREM', KEYS[4], ARGV[1])
+  for i = 5, #KEYS do unbind(KEYS[i], ARGV[1]) end
 end
 return verdict

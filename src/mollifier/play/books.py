@@ -21,6 +21,10 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     `pass_through`, `shadow_log` and `mollify` are the gate's decisions; `would_mollify`, `buffered` and `drained` come from the
     structured log; `failed_open` counts failures of the gate and the buffer that triggers survived; `runs_created` is counted in
     the database; `buffer_connections` are those that the buffer's server of an embedded stack saw from anybody.
+
+    `sheltered`, of a play with an outage, counts triggers that the gate let pass and that were held because their engine was away;
+    `attempts_used_up` entries that took more than one attempt, or were given up. `sampled` and what follows it are of the held runs that
+    were read, tagged and cancelled during the play: `sampled_cancelled` never executed, `sampled_too_late` cancelled once started.
     """
 
     offered: int
@@ -41,10 +45,19 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     executed: int | None = None
     left_in_buffer: int | None = None
     buffer_connections: int | None = None
+    sheltered: int | None = None
+    attempts_used_up: int | None = None
+    sampled: int | None = None
+    sampled_retrieved: int | None = None
+    sampled_tagged: int | None = None
+    sampled_cancelled: int | None = None
+    sampled_too_late: int | None = None
+    sampled_faults: int | None = None
 
     def imbalances(self, mode: Mode | None) -> tuple[str, ...]:
         """Return every rule that these books break, in words; none when they balance. `mode` is None when it is not known."""
-        return tuple(self._calls()) + tuple(self._runs()) + tuple(self._buffer()) + tuple(self._mode(mode))
+        rules = (self._calls(), self._runs(), self._buffer(), self._sample(), self._mode(mode))
+        return tuple(finding for rule in rules for finding in rule)
 
     def _calls(self) -> Iterator[str]:
         if self.offered != self.accepted + self.rejected + self.errors:
@@ -61,11 +74,13 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             yield f"{self.duplicated} runs or answers are one too many for their trigger"
         if self.runs_created not in (None, self.accepted):
             yield f"{self.runs_created} runs were created for {self.accepted} accepted triggers"
-        if self.executed is not None and self.executed != self.runs_created:
-            yield f"{self.executed} of {self.runs_created} runs were executed to their end"
+        if self.executed is not None and self.runs_created is not None:
+            to_execute = self.runs_created - (self.sampled_cancelled or 0)
+            if not to_execute - (self.sampled_too_late or 0) <= self.executed <= to_execute:
+                yield f"{self.executed} of {to_execute} runs were executed to their end"
 
     def _buffer(self) -> Iterator[str]:
-        if self.buffered not in (None, self.mollify):
+        if self.buffered not in (None, self.mollify + (self.sheltered or 0)):
             yield f"the gate mollified {self.mollify} triggers and {self.buffered} were buffered"
         if self.drained != self.buffered:
             yield f"{self.buffered} triggers were buffered and {self.drained} drained"
@@ -75,6 +90,12 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             yield f"{self.hash_mismatches} payloads came out of the buffer other than they went in"
         if self.left_in_buffer:
             yield f"{self.left_in_buffer} entries are left in the buffer"
+
+    def _sample(self) -> Iterator[str]:
+        if self.sampled_faults:
+            yield f"{self.sampled_faults} times a held run was not what it had to be"
+        if self.sheltered is not None and self.attempts_used_up:
+            yield f"{self.attempts_used_up} entries used up attempts for an outage of the database"
 
     def _mode(self, mode: Mode | None) -> Iterator[str]:
         decided = self.pass_through + self.shadow_log + self.mollify

@@ -12,6 +12,8 @@ from mollifier.play.stage import Organization
 SEED = 7
 # Lower than the default: a busy laptop answers too slowly for its gate to see a hundred triggers in 200 ms.
 TRIP_THRESHOLD = 30
+# Where runs are held they are created one at a time, or a burst this small is over before anybody could see it being held.
+DRAIN_CONCURRENCY = 1
 SECONDS = 6.0
 BURST = Traffic(rate_per_s=1800, seconds=0.25, begins_s=2.0)
 BUSY = Traffic(rate_per_s=12, seconds=SECONDS)

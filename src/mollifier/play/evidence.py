@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from mollifier.errors import MollifierError
+from mollifier.model import EntryKind
 
 _OK = 200
 
@@ -84,6 +85,29 @@ async def read_left_in_buffer(session: aiohttp.ClientSession, api_url: str, admi
         return msgspec.json.decode(text, type=BufferCounts).left
     except msgspec.DecodeError as error:
         raise EvidenceError(f"{api_url}/admin/api/v1/buffer answered something else than counts: {error}") from error
+
+
+class _Entry(msgspec.Struct, rename="camel"):
+    run_id: str
+    kind: EntryKind | None = None
+
+
+class _Entries(msgspec.Struct):
+    data: list[_Entry]
+
+
+async def read_held_runs(
+    session: aiohttp.ClientSession, api_url: str, admin_token: str, env_id: str, limit: int = 200
+) -> list[str]:
+    """Ask the admin API for the runs of the environment that are held and wait to be drained, oldest first. Raises EvidenceError."""
+    headers = {"Authorization": f"Bearer {admin_token}"}
+    url = f"{api_url}/admin/api/v1/buffer/entries?env={env_id}&limit={limit}"
+    text = await _get(session, url, headers)
+    try:
+        entries = msgspec.json.decode(text, type=_Entries).data
+    except msgspec.DecodeError as error:
+        raise EvidenceError(f"{url} answered something else than entries: {error}") from error
+    return [entry.run_id for entry in entries if entry.kind is EntryKind.HELD]
 
 
 async def connections_received(redis_url: str) -> int:

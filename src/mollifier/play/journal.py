@@ -17,16 +17,19 @@ class _Event(msgspec.Struct):
     event: str = ""
     run_id: str = ""
     env_id: str = ""
+    attempts: int = 1
 
 
 _event = msgspec.json.Decoder(_Event)
-_MARKS = (BUFFERED.encode(), DRAINED.encode(), WOULD_MOLLIFY.encode())
+ENTRY_FAILED = "mollifier.entry_failed"
+_MARKS = (BUFFERED.encode(), DRAINED.encode(), WOULD_MOLLIFY.encode(), ENTRY_FAILED.encode())
 
 
 class Journal:
     """Follows the structured log from its present end on.
 
-    `counts` has each environment's events by name. Other traffic than this play's is left out once `only` is given.
+    `counts` has each environment's events by name; `attempts_used_up` counts entries that were drained at a later attempt than the first,
+    or given up. Other traffic than this play's is left out once `only` is given.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,6 +37,7 @@ class Journal:
         self._offset = path.stat().st_size if path.exists() else 0
         self._rest = b""
         self._audit = Audit()
+        self.attempts_used_up = 0
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.only: Callable[[str], bool] | None = None
 
@@ -69,5 +73,9 @@ class Journal:
             return True  # The audit says what is wrong with it.
         if self.only is not None and not self.only(event.run_id):
             return False
+        if event.event == ENTRY_FAILED:
+            self.attempts_used_up += 1
+            return False
+        self.attempts_used_up += event.event == DRAINED and event.attempts > 1
         self.counts[event.env_id][event.event] += 1
         return True

@@ -45,6 +45,8 @@ def figures(played: Played) -> list[Figure]:
             Figure("mollify", books.mollify, "the gate saw a burst: the trigger's snapshot goes to the buffer"),
             Figure("buffered", books.buffered, "snapshots that went into it"),
             Figure("drained", books.drained, "snapshots that came out again"),
+            Figure("sheltered", books.sheltered, "of these, not of a burst: held because the database was away"),
+            Figure("attempts_used_up", books.attempts_used_up, "that took more than one attempt, or were given up"),
             Figure("hash_mismatches", books.hash_mismatches, "snapshots that came out other than they went in"),
         ]
     every += [
@@ -55,6 +57,19 @@ def figures(played: Played) -> list[Figure]:
         Figure("duplicated", books.duplicated, "runs beyond the first of a trigger"),
         Figure("executed", books.executed, "runs that the worker completed"),
     ]
+    if played.mode is Mode.DIVERT:
+        every += [
+            Figure("sampled", books.sampled, "held runs that were looked up by their callers meanwhile"),
+            Figure(
+                "sampled_retrieved", books.sampled_retrieved, "of these, read as QUEUED with their payload while held"
+            ),
+            Figure("sampled_tagged", books.sampled_tagged, "of these, tagged while held: the tag is in the database"),
+            Figure("sampled_cancelled", books.sampled_cancelled, "of these, cancelled while held, and never executed"),
+            Figure(
+                "sampled_too_late", books.sampled_too_late, "of these, created and started before the cancel arrived"
+            ),
+            Figure("sampled_faults", books.sampled_faults, "held runs that were not what they had to be"),
+        ]
     if played.mode is Mode.OFF:
         every.append(
             Figure("connections", books.buffer_connections, "that the buffer's server saw: off touches nothing")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import func, select, tuple_
 
@@ -47,6 +48,29 @@ async def count_statuses(database: Database, env_ids: Collection[str], since: da
     )
     async with database.statement() as connection:
         return Counter(dict((await connection.execute(query)).tuples().all()))
+
+
+class RunRow(NamedTuple):
+    """As much of a run in the database as tells what was done with it."""
+
+    status: str
+    tags: Sequence[str]
+    attempt_count: int
+    started_at: datetime | None
+
+    def started_by(self, moment: datetime) -> bool:
+        """Return whether its execution had started then."""
+        return self.started_at is not None and self.started_at <= moment
+
+
+async def read_runs(database: Database, run_ids: Collection[str]) -> Mapping[str, RunRow]:
+    """Return those of the runs that exist, by id."""
+    if not run_ids:
+        return {}
+    query = select(runs.c.id, runs.c.status, runs.c.tags, runs.c.attempt_count, runs.c.started_at)
+    async with database.statement() as connection:
+        found = (await connection.execute(query.where(runs.c.id.in_(run_ids)))).all()
+    return {row.id: RunRow(row.status, row.tags, row.attempt_count, row.started_at) for row in found}
 
 
 def unfinished(statuses: Mapping[str, int]) -> int:

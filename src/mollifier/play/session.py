@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -20,9 +21,11 @@ from mollifier.play.books import Books, reconcile
 from mollifier.play.client import Answers, Call, Marker, TriggerClient, all_latencies_ms, percentile
 from mollifier.play.evidence import Decisions, connections_received, read_decisions, read_left_in_buffer
 from mollifier.play.journal import Journal
+from mollifier.play.outage import Outage
 from mollifier.play.player import Player
 from mollifier.play.process import undisturbed
 from mollifier.play.runs import count_statuses, find_runs, unfinished
+from mollifier.play.sampling import SampleFigures, Sampler
 from mollifier.play.waiting import until
 from mollifier.postgres.database import Database
 from mollifier.rollout import Mode
@@ -89,11 +92,12 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
     answers: Sequence[Answers]
     tenants: Sequence[TenantFigures]
     audit: Report | None
+    sample: SampleFigures | None = None
 
     @property
     def imbalances(self) -> tuple[str, ...]:
         """What does not add up, in words."""
-        return self.books.imbalances(self.mode)
+        return self.books.imbalances(self.mode) + (() if self.sample is None else self.sample.faults)
 
     @property
     def complaints(self) -> Sequence[tuple[str, int]]:
@@ -108,7 +112,8 @@ Reporter = Callable[[str, Sequence[Answers]], None]
 class Session:
     """One play against one system.
 
-    `peak` is about how many calls will be under way at once; `until_executed` waits for the worker to finish every run, too.
+    `peak` is about how many calls will be under way at once, and `span_s` how many seconds there are from the first to the last;
+    `until_executed` waits for the worker to finish every run, too. `outage` happens meanwhile. Where runs are held, some are sampled.
     """
 
     def __init__(
@@ -120,6 +125,8 @@ class Session:
         marker: Marker,
         report: Reporter,
         peak: int = 1,
+        span_s: float = 0.0,
+        outage: Outage | None = None,
         until_executed: bool = False,
     ) -> None:
         self._system = system
@@ -130,6 +137,8 @@ class Session:
         self._report = report
         self._peak = peak
         self._until_executed = until_executed
+        self._outage = outage
+        self._sampler = Sampler(tenants, marker, span_s=span_s) if system.mode is Mode.DIVERT else None
         self._journal = Journal(system.log) if system.log is not None else None
 
     async def play(self, calls: Iterable[Call]) -> Played:
@@ -144,10 +153,10 @@ class Session:
             before = await read_decisions(http, self._system.api_urls)
             left_before = await self._left_in_buffer(http) if self._system.shared else 0
             await client.open(self._peak)
-            player = Player(client.send)
+            player = Player(self._sending(client))
             started_s = time.perf_counter()
             with undisturbed():
-                async with self._reporting("playing", client.answers):
+                async with self._reporting("playing", client.answers), self._companions(http):
                     await player.play(calls)
             seconds = time.perf_counter() - started_s
             accepted = {call: run_id for each in client.answers for call, run_id in each.run_ids.items()}
@@ -159,6 +168,7 @@ class Session:
             async with self._reporting("waiting for the runs to be executed", client.answers):
                 executed = await self._executed(database, since) if self._until_executed else None
             async with self._reporting("closing the books", client.answers):
+                sample = None if self._sampler is None else await self._sampler.figures(database)
                 runs = reconcile(
                     accepted, [run async for run in find_runs(database, self._env_ids, self._marker, since)]
                 )
@@ -181,6 +191,9 @@ class Session:
             executed=executed,
             left_in_buffer=left,
             buffer_connections=connections,
+            sheltered=None if self._outage is None or audit is None else audit.buffered - decisions.outcomes["mollify"],
+            attempts_used_up=None if self._journal is None else self._journal.attempts_used_up,
+            **({} if sample is None else _sample_fields(sample)),
         )
         latencies_ms = list(all_latencies_ms(client.answers))
         timing = Timing(
@@ -199,7 +212,30 @@ class Session:
                 for tenant, each in zip(self._tenants, client.answers, strict=True)
             ],
             audit=audit,
+            sample=sample,
         )
+
+    def _sending(self, client: TriggerClient) -> Callable[[Call], Coroutine[Any, Any, None]]:
+        sampler = self._sampler
+        if sampler is None:
+            return client.send
+
+        async def send(call: Call) -> None:
+            sampler.sent(call)
+            await client.send(call)
+
+        return send
+
+    @asynccontextmanager
+    async def _companions(self, http: aiohttp.ClientSession) -> AsyncGenerator[None]:
+        """What goes on beside the calls: the sample is taken, and an outage happens."""
+        async with AsyncExitStack() as stack:
+            if self._sampler is not None:
+                urls, token = self._system.api_urls, self._system.admin_token
+                await stack.enter_async_context(self._sampler.sampling(http, urls, token, self._task_id))
+            if self._outage is not None:
+                await stack.enter_async_context(self._outage.meanwhile())
+            yield
 
     def _tenant(self, tenant: Tenant, answers: Answers, decisions: Decisions) -> TenantFigures:
         events = Counter[str]() if self._journal is None else self._journal.counts[tenant.env_id]
@@ -236,11 +272,8 @@ class Session:
             left, audit = seen
             if audit is None:
                 return left == 0
-            return left == 0 and (audit.buffered, audit.drained, audit.would_mollify) == (
-                mollified,
-                mollified,
-                shadowed,
-            )
+            held = mollified if self._outage is None else max(mollified, audit.buffered)
+            return left == 0 and (audit.buffered, audit.drained, audit.would_mollify) == (held, held, shadowed)
 
         def patience_s(seen: tuple[int, Report | None]) -> float:
             return PATIENCE_BUFFER_S if seen[0] else PATIENCE_LOG_S
@@ -279,3 +312,14 @@ class Session:
             with suppress(asyncio.CancelledError):
                 await reporting
             self._report(what, answers)
+
+
+def _sample_fields(sample: SampleFigures) -> dict[str, int]:
+    return {
+        "sampled": sample.sampled,
+        "sampled_retrieved": sample.retrieved,
+        "sampled_tagged": sample.tagged,
+        "sampled_cancelled": sample.cancelled,
+        "sampled_too_late": sample.too_late,
+        "sampled_faults": len(sample.faults),
+    }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import func, select
 
-from mollifier.embedded import EmbeddedStack
+from mollifier.embedded import EmbeddedStack, Stack
 from mollifier.flags import ORG_FLAG
 from mollifier.model import Tenant
 from mollifier.play.evidence import connections_received
@@ -34,11 +34,12 @@ class Organization(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Ready to be played on; `tenants` has one per environment, organization by organization, `processes` what was started for it."""
+    """Ready to be played on; `tenants` has one per environment, organization by organization, `processes` and `stack` what was started for it."""
 
     system: System
     tenants: Sequence[Tenant]
     processes: Processes | None = None
+    stack: Stack | None = None
 
     async def alongside(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work. Raises ProcessError as soon as one of the processes ends."""
@@ -76,7 +77,7 @@ async def embedded_stage(
                     redis_url=stack.redis_url,
                     connections_before=connections_before,
                 )
-                yield Stage(system, tenants, processes)
+                yield Stage(system, tenants, processes, stack)
 
 
 async def make_tenants(tenants: Tenants, organizations: Sequence[Organization], *, enroll: bool) -> list[Tenant]:

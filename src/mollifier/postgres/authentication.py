@@ -1,7 +1,8 @@
 """Authentication: which environment an API key belongs to.
 
-Answers are kept for two seconds, so that a burst asks the database twice a second and a revoked key stops working in two. While the
-database cannot be reached, an answer that it gave before stands: triggers keep coming in, and may be buffered, through an outage.
+Answers are kept for two seconds and then asked for anew; for two more the old answer serves while the new one is under way, so
+that nobody in a burst waits for the database, however slow it is. A revoked key stops working in four. While the database cannot be
+reached, an answer that it gave before stands: triggers keep coming in, and may be buffered, through an outage.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mollifier.postgres.tables import api_keys, environments, organizations, pro
 from mollifier.postgres.tenants import key_hash
 
 LIFETIME_S = 2.0
+SERVES_WHILE_ASKED_S = 4.0
 STANDS_THROUGH_OUTAGE_S = 3600.0
 REFRESH_DEADLINE_MS = 1_000.0
 KNOWN_MAX = 10_000
@@ -52,6 +54,7 @@ class _Answer(NamedTuple):
     key_id: str
     asked_at: float
     fresh_until: float
+    in_outage: bool = False
 
 
 class Authenticator:
@@ -76,7 +79,10 @@ class Authenticator:
         digest = key_hash(api_key)
         answer = self._known.get(digest) or self._unknown.get(digest)
         if answer is None or answer.fresh_until <= self._clock():
-            answer = await self._refreshed(digest, answer)
+            asking = self._refreshing(digest, answer)
+            if answer is None or not self._serves_meanwhile(answer):
+                # One caller's going away must not fail the others.
+                answer = await asyncio.shield(asking)
         if answer.environment is not None:
             self._used.add(answer.key_id)
         return answer.environment
@@ -103,15 +109,20 @@ class Authenticator:
         """Record use every so often, until cancelled; run it beside whatever authenticates."""
         await keep(self.record_use, what="record the use of API keys", every_s=every_s, first_after_s=every_s)
 
-    async def _refreshed(self, digest: bytes, stale: _Answer | None) -> _Answer:
-        """Ask the database, once for all who wait for the same key."""
+    def _serves_meanwhile(self, stale: _Answer) -> bool:
+        """Tell whether a known key is let in by its old answer while a new one is under way."""
+        age_s = self._clock() - stale.asked_at
+        serves_s = STANDS_THROUGH_OUTAGE_S if stale.in_outage else SERVES_WHILE_ASKED_S
+        return stale.environment is not None and age_s < serves_s
+
+    def _refreshing(self, digest: bytes, stale: _Answer | None) -> asyncio.Task[_Answer]:
+        """Ask the database, once for all who want to know of the same key."""
         asking = self._asking.get(digest)
         if asking is None:
             asking = asyncio.ensure_future(self._ask(digest, stale))
             self._asking[digest] = asking
             asking.add_done_callback(lambda done: self._answered(digest, done))
-        # One caller's going away must not fail the others.
-        return await asyncio.shield(asking)
+        return asking
 
     def _answered(self, digest: bytes, done: asyncio.Task[_Answer]) -> None:
         self._asking.pop(digest, None)
@@ -128,7 +139,7 @@ class Authenticator:
         except (EngineUnavailableError, TimeoutError):
             if stale is None or not stands:
                 raise
-            answer = stale._replace(fresh_until=self._clock() + LIFETIME_S)
+            answer = stale._replace(fresh_until=self._clock() + LIFETIME_S, in_outage=True)
         kept, bound = (self._known, KNOWN_MAX) if answer.environment else (self._unknown, UNKNOWN_MAX)
         for answers in (self._known, self._unknown):
             answers.pop(digest, None)

@@ -28,9 +28,9 @@ from mollifier.postgres.tables import runs
 Values = Mapping[str, Any]
 ROUNDS_MAX = 10
 
-_EXECUTIONS_OWN = {"started_at", "attempt_count", "job_id", "output", "output_type", "error", "version"}
+_EXECUTIONS_OWN = {"started_at", "attempt_count", "job_id", "output", "output_type", "version"}
 _COLUMNS = {name: column.type for name, column in runs.c.items() if name not in _EXECUTIONS_OWN}
-_BYTES = ("payload", "context", "metadata")
+_BYTES = ("payload", "context", "metadata", "error")
 _PLAIN = [name for name in _COLUMNS if name not in _BYTES]
 _SLOTS = frozenset(SLOTS.values())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -10,21 +10,42 @@ from psycopg import errors as pg
 from sqlalchemy import ColumnElement, RowMapping, exc, func, literal_column, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mollifier.engine import CreateOutcome, Existing
+from mollifier.engine import CreateOutcome, Creation, Existing
 from mollifier.errors import ConflictError, EngineUnavailableError, FieldError, InvalidRequestError
 from mollifier.metadata import apply
-from mollifier.model import FINAL_STATUSES, MAX_TAGS, MetadataOperation, Run, RunFilter, RunPage, RunStatus, Snapshot
+from mollifier.model import (
+    FINAL_STATUSES,
+    MAX_TAGS,
+    Batch,
+    MetadataOperation,
+    Run,
+    RunFilter,
+    RunPage,
+    RunProgress,
+    RunStatus,
+    Snapshot,
+)
+from mollifier.patches import Cancel, Patch
+from mollifier.postgres import batches
+from mollifier.postgres.carrying import carried
 from mollifier.postgres.creation import create_rows
 from mollifier.postgres.database import Database
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
-from mollifier.postgres.rows import CHILDREN, expiry, row_of, run_of
+from mollifier.postgres.rows import CHILDREN, expiry, progress_of, row_of, run_of
 from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
 
 LOCKOUTS_MAX = 5
 _RUN: Sequence[ColumnElement[Any]] = (literal_column("runs.*"), literal_column(CHILDREN))
 _READ = text(f"SELECT runs.*, {CHILDREN} FROM runs WHERE id = :run_id AND environment_id = :env_id")  # noqa: S608 - constants
+_READ_MANY = text("SELECT * FROM runs WHERE id = ANY (CAST(:run_ids AS text[])) AND environment_id = :env_id")
+_READ_PROGRESS = text(
+    """
+    SELECT id, status, delayed_until, updated_at FROM runs
+    WHERE id = ANY (CAST(:run_ids AS text[])) AND environment_id = :env_id
+    """
+)
 _READ_LOCKED = text(f"{_READ.text} FOR UPDATE")
 T = TypeVar("T")
 
@@ -49,8 +70,12 @@ class PostgresRunEngine:
 
         Raises InvalidRequestError, nothing created, when any of the snapshots holds what the database cannot store.
         """
+        return await self.create_held_runs([Creation(snapshot=snapshot) for snapshot in snapshots])
+
+    async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+        """Create the runs in one transaction, as they stand after being held."""
         now = self._clock()
-        rows = [row_of(snapshot, now) for snapshot in snapshots]
+        rows = [row_of(creation, now) for creation in creations]
         if not rows:
             return []
         lend = self._database.statement if len(rows) == 1 else self._database.transaction
@@ -61,26 +86,53 @@ class PostgresRunEngine:
 
         return await _outlasting_lockouts(attempt)
 
+    async def carry_over(self, env_id: str, run_id: str, changes: Sequence[Patch]) -> Run | None:
+        """Apply what is missing under the run's lock, and count it in the same transaction."""
+        async with self._database.transaction() as connection:
+            row = await self._read(connection, env_id, run_id, lock=True)
+            if row is None or row["patch_count"] >= len(changes):
+                return self._run(row)
+            missing = changes[row["patch_count"] :]
+            values = carried(dict(row), missing, self._clock())
+            run = await self._write(connection, env_id, run_id, patch_count=len(changes), **values)
+        for change in missing:
+            if isinstance(change, Cancel):
+                return await self.cancel_run(env_id, run_id, change.at)
+        return run
+
     async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:
         """Look the snapshot's keys up, in one round trip; in none when it has no keys."""
-        if snapshot.request_key is None and snapshot.idempotency_key is None:
-            return None
-        asking = {
-            "id": None,
-            "environment_id": snapshot.env_id,
-            "created_at": snapshot.created_at,
-            "request_slot": request_slot(snapshot.request_key),
-            "idempotency_slot": task_slot(snapshot.task_id, snapshot.idempotency_key),
-            "debounce_slot": None,
-        }
+        (existing,) = await self.find_by_keys_many([snapshot])
+        return existing
+
+    async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
+        """Look the keys up, in one round trip; in none when there are no keys."""
+        asking = [_asking(snapshot) for snapshot in snapshots]
+        keyed = [row for row in asking if row["request_slot"] is not None or row["idempotency_slot"] is not None]
+        if not keyed:
+            return [None] * len(snapshots)
         async with self._database.statement() as connection:
-            holders = await find_holders(connection, [asking])
-        return standing(asking, holders)
+            holders = await find_holders(connection, keyed)
+        return [standing(row, holders) for row in asking]
 
     async def get_run(self, env_id: str, run_id: str) -> Run | None:
         """Read the run, in one round trip."""
         async with self._database.statement() as connection:
             return self._run(await self._read(connection, env_id, run_id))
+
+    async def get_runs(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, Run]:
+        """Read the runs, in one round trip."""
+        parameters = {"run_ids": list(run_ids), "env_id": env_id}
+        async with self._database.statement() as connection:
+            found = (await connection.execute(_READ_MANY, parameters)).mappings().all()
+        return {row["id"]: run_of(row, self._clock()) for row in found}
+
+    async def get_progress(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
+        """Read how far the runs are, in one round trip."""
+        now, parameters = self._clock(), {"run_ids": list(run_ids), "env_id": env_id}
+        async with self._database.statement() as connection:
+            found = (await connection.execute(_READ_PROGRESS, parameters)).mappings().all()
+        return {row["id"]: progress_of(row, now) for row in found}
 
     async def list_runs(self, env_id: str, query: RunFilter) -> RunPage:
         """Read one page, in one round trip. The runs of a list come without their children."""
@@ -162,6 +214,21 @@ class PostgresRunEngine:
             row = (await connection.execute(statement)).one_or_none()
         return row is not None and (row[0] is None or row[0] > at)
 
+    async def create_batch(self, batch: Batch) -> CreateOutcome:
+        """Create the batch, in one round trip where nothing is in the way."""
+        async with self._database.statement() as connection:
+            return await batches.create_batch(connection, batch)
+
+    async def get_batch(self, env_id: str, batch_id: str) -> Batch | None:
+        """Read the batch, in one round trip."""
+        async with self._database.statement() as connection:
+            return await batches.read_batch(connection, env_id, batch_id)
+
+    async def add_batch_runs(self, env_id: str, batch_id: str, runs: Mapping[int, str], at: datetime) -> Batch | None:
+        """Put the runs in, in one round trip."""
+        async with self._database.statement() as connection:
+            return await batches.add_runs(connection, env_id, batch_id, runs, at)
+
     async def _read(
         self, connection: AsyncConnection, env_id: str, run_id: str, *, lock: bool = False
     ) -> RowMapping | None:
@@ -177,6 +244,18 @@ class PostgresRunEngine:
 
     def _status(self, row: RowMapping) -> RunStatus:
         return run_of(row, self._clock()).status
+
+
+def _asking(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what a row says of its keys, without being anybody yet."""
+    return {
+        "id": None,
+        "environment_id": snapshot.env_id,
+        "created_at": snapshot.created_at,
+        "request_slot": request_slot(snapshot.request_key),
+        "idempotency_slot": task_slot(snapshot.task_id, snapshot.idempotency_key),
+        "debounce_slot": None,
+    }
 
 
 def _change(env_id: str, run_id: str) -> Any:

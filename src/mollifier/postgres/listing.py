@@ -1,40 +1,27 @@
-"""Lists of runs, page by page, newest first by (created_at, id).
-
-A cursor names a place between runs, not a page number: runs that appear at the top while someone reads move nothing below.
-"""
+"""Lists of runs, page by page, newest first by (created_at, id)."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-import msgspec
 from sqlalchemy import ColumnElement, and_, literal_column, or_, select, tuple_
 from sqlalchemy.sql.selectable import Select
 
-from mollifier.errors import FieldError, InvalidRequestError
+from mollifier.cursors import cursor_of, position
 from mollifier.model import Run, RunFilter, RunPage, RunStatus
 from mollifier.postgres.tables import runs
-
-
-class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    created_at: datetime
-    id: str
 
 
 def page_query(env_id: str, query: RunFilter, now: datetime) -> Select[*tuple[Any, ...]]:
     """Return the query of one page and one row more, which tells whether there is another page."""
     conditions = [runs.c.environment_id == env_id, *_conditions(query, now)]
     order = tuple_(runs.c.created_at, runs.c.id)
-    if query.after is not None and query.before is not None:
-        raise InvalidRequestError(FieldError("page[before]", "goes without page[after]: give one of the two"))
-    if query.after is not None:
-        conditions.append(order < _place(query.after, "page[after]"))
+    place = position(query)
+    if place is not None:
+        conditions.append(order > tuple_(*place) if query.before is not None else order < tuple_(*place))
     if query.before is not None:
-        conditions.append(order > _place(query.before, "page[before]"))
         sorting = (runs.c.created_at.asc(), runs.c.id.asc())
     else:
         sorting = (runs.c.created_at.desc(), runs.c.id.desc())
@@ -55,8 +42,8 @@ def page_of(found: Sequence[Run], query: RunFilter) -> RunPage:
     has_newer = has_more if query.before is not None else query.after is not None
     return RunPage(
         runs=tuple(shown),
-        next=_cursor(shown[-1]) if has_older else None,
-        previous=_cursor(shown[0]) if has_newer else None,
+        next=cursor_of(shown[-1]) if has_older else None,
+        previous=cursor_of(shown[0]) if has_newer else None,
     )
 
 
@@ -89,20 +76,3 @@ def _has_status(statuses: Sequence[RunStatus], now: datetime) -> ColumnElement[b
     if wants_delayed and not wants_queued:
         return and_(is_stored, or_(runs.c.due_at.is_(None), runs.c.due_at > now))
     return is_stored
-
-
-def _cursor(run: Run) -> str:
-    place = msgspec.json.encode(_Place(run.snapshot.created_at, run.id))
-    return base64.urlsafe_b64encode(place).rstrip(b"=").decode()
-
-
-def _place(cursor: str, field: str) -> Any:
-    try:
-        encoded = cursor.encode("ascii")
-        text = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-        place = msgspec.json.decode(text, type=_Place)
-    except (UnicodeEncodeError, binascii.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(FieldError(field, "is no cursor of a page; take it from `pagination`")) from error
-    if place.created_at.tzinfo is None:
-        place.created_at = place.created_at.replace(tzinfo=UTC)
-    return tuple_(place.created_at, place.id)

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import RowMapping
 
-from mollifier.model import Debounce, Run, RunError, RunStatus, Snapshot
+from mollifier.engine import Creation
+from mollifier.model import Debounce, Run, RunError, RunProgress, RunStatus, Snapshot
 from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
 
@@ -25,8 +26,26 @@ CHILDREN = """ARRAY(
 """The expression for the ids of a run's children; `run_of` reads them where a query selects them."""
 
 
-def row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
-    """Return the row that records the snapshot at `now`: delayed, queued, or expired when its time to live is over already."""
+def row_of(creation: Creation, now: datetime) -> dict[str, Any]:
+    """Return the row that records the run at `now`: delayed, queued, expired when its time to live is over already, or ended."""
+    row = _row_of(creation.snapshot, now)
+    row["patch_count"] = creation.patch_count
+    if (ending := creation.ending) is not None:
+        row.update(
+            status=ending.status.value,
+            finished_at=ending.at,
+            error=None if ending.error is None else msgspec.json.encode(ending.error),
+            due_at=None,
+            expires_at=None,
+            expired_at=None,
+            debounce_slot=None,
+        )
+        if ending.frees_keys:
+            row.update(idempotency_slot=None, request_slot=None)
+    return row
+
+
+def _row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     is_delayed = snapshot.delayed_until is not None and snapshot.delayed_until > now
     expires_at = expiry(snapshot.delayed_until or snapshot.created_at, snapshot.ttl_s)
     is_expired = expires_at is not None and expires_at <= now
@@ -42,8 +61,11 @@ def row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         expired_at=now if is_expired else None,
         finished_at=now if is_expired else None,
         tags=list(snapshot.tags),
-        idempotency_slot=None if is_expired else task_slot(snapshot.task_id, snapshot.idempotency_key),
-        request_slot=request_slot(snapshot.request_key),
+        # A key whose lifetime is over before its run is created may be another run's by now.
+        idempotency_slot=None
+        if is_expired or _is_over(snapshot.idempotency_expires_at, now)
+        else task_slot(snapshot.task_id, snapshot.idempotency_key),
+        request_slot=None if _is_over(snapshot.request_key_expires_at, now) else request_slot(snapshot.request_key),
     )
     if debounce is not None:
         row.update(
@@ -54,6 +76,10 @@ def row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
             debounce_slot=task_slot(snapshot.task_id, debounce.key) if is_delayed else None,
         )
     return row
+
+
+def _is_over(moment: datetime | None, now: datetime) -> bool:
+    return moment is not None and moment <= now
 
 
 def expiry(start: datetime, ttl_s: int | None) -> datetime | None:
@@ -68,16 +94,14 @@ def expiry(start: datetime, ttl_s: int | None) -> datetime | None:
 
 def run_of(columns: RowMapping, now: datetime) -> Run:
     """Return the run of a row; a delayed one reads as queued from its due moment on, whether or not upkeep has seen it."""
-    status = RunStatus(columns["status"])
-    if status is RunStatus.DELAYED and columns["delayed_until"] <= now:
-        status = RunStatus.QUEUED
+    progress = progress_of(columns, now)
     return Run(
         snapshot=_snapshot_of(columns),
-        status=status,
-        updated_at=_utc(columns["updated_at"]),
-        started_at=_utc(columns["started_at"]),
-        finished_at=_utc(columns["finished_at"]),
-        expired_at=_utc(columns["expired_at"]),
+        status=progress.status,
+        updated_at=progress.updated_at,
+        started_at=utc(columns["started_at"]),
+        finished_at=utc(columns["finished_at"]),
+        expired_at=utc(columns["expired_at"]),
         attempt_count=columns["attempt_count"],
         output=columns["output"],
         output_type=columns["output_type"],
@@ -87,8 +111,16 @@ def run_of(columns: RowMapping, now: datetime) -> Run:
     )
 
 
+def progress_of(columns: RowMapping, now: datetime) -> RunProgress:
+    """Return how far the run of a row is, as `run_of` has it."""
+    status = RunStatus(columns["status"])
+    if status is RunStatus.DELAYED and columns["delayed_until"] <= now:
+        status = RunStatus.QUEUED
+    return RunProgress(status, utc(columns["updated_at"]))
+
+
 def _snapshot_of(columns: RowMapping) -> Snapshot:
-    fields = {field: _utc(columns[column]) for field, column in _COLUMN_OF.items()}
+    fields = {field: utc(columns[column]) for field, column in _COLUMN_OF.items()}
     debounce = None
     if columns["debounce_key"] is not None:
         debounce = Debounce(
@@ -100,6 +132,6 @@ def _snapshot_of(columns: RowMapping) -> Snapshot:
     return Snapshot(**fields, tags=tuple(columns["tags"]), debounce=debounce)
 
 
-def _utc(value: Any) -> Any:
+def utc(value: Any) -> Any:
     """Give moments the standard library's UTC; leave everything else as it is."""
     return value.astimezone(UTC) if isinstance(value, datetime) else value

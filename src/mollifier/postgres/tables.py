@@ -27,7 +27,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE, JSONB
 from sqlalchemy.types import TypeEngine
 
 metadata = MetaData(
@@ -132,6 +132,8 @@ runs = Table(
     _optional("finished_at", _moment()),
     _optional("expired_at", _moment()),
     _required("attempt_count", Integer(), "0"),
+    # How many of the changes made while it was held are in it; see `carry_over`
+    _required("patch_count", Integer(), "0"),
     # The job that executes it, while it executes: who else writes the outcome has lost the run.
     _optional("job_id", BigInteger()),
     # What was sent
@@ -186,15 +188,48 @@ runs = Table(
     postgresql_with={"fillfactor": "85"},
 )
 
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _required("environment_id", Text()),
+    _required("run_count", Integer()),
+    # The indexes of the items that are there. Their runs have ids that follow from the batch's, but for those in `batch_runs`.
+    _required("received", INT4MULTIRANGE(), "'{}'"),
+    _required("created_at", _moment()),
+    _required("updated_at", _moment()),
+    _optional("idempotency_key", Text()),
+    _optional("idempotency_expires_at", _moment()),
+    _optional("idempotency_slot", LargeBinary()),
+    _optional("request_key", Text()),
+    _optional("request_key_expires_at", _moment()),
+    _optional("request_slot", LargeBinary()),
+    _optional("parent_run_id", Text()),
+    _required("resume_parent_on_completion", Boolean()),
+)
+
+# The runs of items that a key answered: they have ids of their own.
+batch_runs = Table(
+    "batch_runs",
+    metadata,
+    Column("batch_id", Text, ForeignKey("batches.id"), primary_key=True),
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    _required("run_id", Text()),
+)
+
 # The slots are the last arbiters of races.
-for _slot in ("idempotency_slot", "request_slot", "debounce_slot"):
-    Index(
-        f"runs_{_slot}_key",
-        runs.c.environment_id,
-        runs.c[_slot],
-        unique=True,
-        postgresql_where=runs.c[_slot].is_not(None),
-    )
+for _table, _slots in (
+    (runs, ("idempotency_slot", "request_slot", "debounce_slot")),
+    (batches, ("idempotency_slot", "request_slot")),
+):
+    for _slot in _slots:
+        Index(
+            f"{_table.name}_{_slot}_key",
+            _table.c.environment_id,
+            _table.c[_slot],
+            unique=True,
+            postgresql_where=_table.c[_slot].is_not(None),
+        )
 # The list, newest first; it is read backwards.
 Index("runs_list_idx", runs.c.environment_id, runs.c.created_at, runs.c.id)
 for _name, _column in (

@@ -1,0 +1,55 @@
+"""Places in a list of runs: opaque to the caller, the same in both stores.
+
+A cursor names a place between runs, (created_at, id), not a page number: runs that appear at the top, or move from one store to the
+other while someone reads, move nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+
+import msgspec
+
+from mollifier.errors import FieldError, InvalidRequestError
+from mollifier.model import Run, RunFilter
+
+Cursor = tuple[datetime, str]
+
+
+class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    created_at: datetime
+    id: str
+
+
+def cursor_of(run: Run) -> str:
+    """Return the cursor of the run's place."""
+    place = msgspec.json.encode(_Place(run.snapshot.created_at, run.id))
+    return base64.urlsafe_b64encode(place).rstrip(b"=").decode()
+
+
+def position(query: RunFilter) -> Cursor | None:
+    """Return the place that the filter's page starts from, None for the newest page.
+
+    Raises InvalidRequestError, naming `page[after]` or `page[before]`, for a cursor that was not made here, and for both at once.
+    """
+    if query.after is not None and query.before is not None:
+        raise InvalidRequestError(FieldError("page[before]", "goes without page[after]: give one of the two"))
+    if query.after is not None:
+        return _place(query.after, "page[after]")
+    if query.before is not None:
+        return _place(query.before, "page[before]")
+    return None
+
+
+def _place(cursor: str, field: str) -> Cursor:
+    try:
+        encoded = cursor.encode("ascii")
+        text = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        place = msgspec.json.decode(text, type=_Place)
+    except (UnicodeEncodeError, binascii.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(FieldError(field, "is no cursor of a page; take it from `pagination`")) from error
+    if place.created_at.tzinfo is None:
+        return place.created_at.replace(tzinfo=UTC), place.id
+    return place.created_at, place.id

@@ -1,0 +1,123 @@
+"""4. The diverting drain: held entries become runs, many in one call, and nothing is ever silently gone.
+
+One environment's entries are created in one transaction. When the engine refuses a batch, its halves are tried, then theirs, down
+to the one entry that is at fault, which fails alone. An entry handed over twice (its holder died between creating and settling)
+meets its own run id and makes nothing new; changes that arrived in between are carried to the run that exists.
+
+A key of the entry's may by now belong to another run: bound while the buffer's server was away, so that nobody could know. The
+held run is then created CANCELED and names the winner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import msgspec
+
+from mollifier import held, patches
+from mollifier.drainer import Handler, Outcome
+from mollifier.engine import Created, CreateOutcome, Creation, Ending, Existing, RunEngine
+from mollifier.errors import EngineUnavailableError, InvalidRequestError, MollifierError, NonRetryableError
+from mollifier.model import Entry, EntryKind, RunError, RunStatus
+from mollifier.telemetry import Telemetry, describe
+
+
+class _Job(msgspec.Struct, frozen=True):
+    """One entry on its way: what to create of it, and the changes that are in that already."""
+
+    entry: Entry
+    creation: Creation
+    changes: tuple[patches.Patch, ...]
+
+
+class Materialiser:
+    """Creates the runs of held entries. `clock` returns the current moment in UTC."""
+
+    def __init__(self, engine: RunEngine, telemetry: Telemetry, clock: Callable[[], datetime]) -> None:
+        self._engine = engine
+        self._telemetry = telemetry
+        self._clock = clock
+
+    async def handle(self, entries: Sequence[Entry]) -> Sequence[Outcome]:
+        """Create the runs of these entries of one environment; one outcome each. Raises EngineUnavailableError for all of them."""
+        read = [_read(entry) for entry in entries]
+        jobs = [job for job in read if isinstance(job, _Job)]
+        created = dict(zip((job.entry.run_id for job in jobs), await self._create(jobs), strict=True))
+        return [created[item.entry.run_id] if isinstance(item, _Job) else item for item in read]
+
+    async def give_up(self, entry: Entry, error: BaseException) -> bool:
+        """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done, or the entry is an audit copy."""
+        if entry.kind is EntryKind.AUDIT:
+            return False
+        try:
+            job = _read(entry)
+            if not isinstance(job, _Job):
+                return False
+            failure = RunError(message=describe(error), name="SystemFailure")
+            ending = Ending(status=RunStatus.SYSTEM_FAILURE, at=self._clock(), error=failure, frees_keys=True)
+            await self._engine.create_held_runs([msgspec.structs.replace(job.creation, ending=ending)])
+        except MollifierError:
+            return False
+        return True
+
+    async def _create(self, jobs: Sequence[_Job]) -> Sequence[Outcome]:
+        if not jobs:
+            return []
+        try:
+            outcomes = await self._engine.create_held_runs([job.creation for job in jobs])
+        except EngineUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises is found out entry by entry
+            if len(jobs) == 1:
+                return [NonRetryableError(describe(error)) if isinstance(error, InvalidRequestError) else error]
+            half = len(jobs) // 2
+            return [*await self._create(jobs[:half]), *await self._create(jobs[half:])]
+        return [await self._finish(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+    async def _finish(self, job: _Job, outcome: CreateOutcome) -> Outcome:
+        """Do what is left of one entry whose run, or whose rival, exists."""
+        match outcome:
+            case Created():
+                pass
+            case Existing(by="run_id"):
+                if job.changes:
+                    await self._engine.carry_over(job.entry.env_id, job.entry.run_id, job.changes)
+            case Existing(winner):
+                await self._engine.create_held_runs([held.superseded(job.creation, winner, self._clock())])
+        attributes = {"mollifier.run_id": job.entry.run_id, "mollifier.dwell_ms": job.entry.dwell_ms}
+        with self._telemetry.span("mollifier.drain", attributes, job.creation.snapshot.traceparent):
+            self._telemetry.drained(job.creation.snapshot, job.entry)
+        return None
+
+
+def by_kind(*, audit: Handler, held: Handler) -> Handler:
+    """Return a handler that gives audit copies to one and held entries to the other; either may fail without the other."""
+
+    async def handle(entries: Sequence[Entry]) -> Sequence[Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        for kind, handler in ((EntryKind.AUDIT, audit), (EntryKind.HELD, held)):
+            some = [entry for entry in entries if entry.kind is kind]
+            if not some:
+                continue
+            try:
+                answers = await handler(some)
+            except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome of its entries
+                answers = [error] * len(some)
+            outcomes.update(zip((entry.run_id for entry in some), answers, strict=True))
+        return [outcomes[entry.run_id] for entry in entries]
+
+    return handle
+
+
+def _read(entry: Entry) -> _Job | NonRetryableError:
+    try:
+        changes = patches.decode(entry.patches)
+        patched = held.patched(entry)
+    except NonRetryableError as error:
+        return error
+    except MollifierError as error:
+        return NonRetryableError(describe(error))
+    at = patched.cancelled_at
+    ending = Ending(status=RunStatus.CANCELED, at=at) if at is not None else None
+    return _Job(entry, Creation(snapshot=patched.snapshot, ending=ending, patch_count=len(changes)), changes)

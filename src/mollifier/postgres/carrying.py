@@ -1,0 +1,49 @@
+"""Carrying over what was changed while a run was held: as columns of the row that stands for it now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from mollifier import metadata
+from mollifier.errors import InvalidRequestError
+from mollifier.patches import AddTags, Cancel, ChangeMetadata, Patch, Reschedule, ResetKey, with_tags
+from mollifier.postgres.rows import expiry
+
+
+def carried(row: Mapping[str, Any], changes: Sequence[Patch], now: datetime) -> dict[str, Any]:
+    """Return the columns to write, for changes that were accepted while the run was held.
+
+    One that the run has outgrown since (a delay that is over, an eleventh tag) is dropped: its caller was answered for the run as
+    it was then. A cancellation changes more than this row, and is left to `cancel_run`.
+    """
+    values: dict[str, Any] = {}
+    for change in changes:
+        current = {**row, **values}
+        match change:
+            case AddTags(tags):
+                values.update(_tags(current, tags))
+            case ChangeMetadata(operations):
+                values.update(_metadata(current, operations))
+            case Reschedule(until) if current["due_at"] is not None and current["due_at"] > now:
+                values.update(delayed_until=until, due_at=until, expires_at=expiry(until, current["ttl_s"]))
+            case ResetKey(at):
+                values.update(idempotency_slot=None, idempotency_expires_at=at)
+            case Reschedule() | Cancel():
+                pass
+    return values
+
+
+def _tags(row: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
+    try:
+        return {"tags": list(with_tags(row["tags"], tags))}
+    except InvalidRequestError:
+        return {}
+
+
+def _metadata(row: Mapping[str, Any], operations: Any) -> dict[str, Any]:
+    try:
+        return {"metadata": metadata.apply(row["metadata"], operations)}
+    except InvalidRequestError:
+        return {}

@@ -1,0 +1,252 @@
+"""6. Runs, wherever they are: one place to read and change a run that is in the engine, in the buffer, or on its way.
+
+A run is looked for in the engine, then in the buffer, then in the engine once more: the drainer may have moved it in between.
+While it is held, a change is appended to its entry as a patch; one that comes too late for that goes to the engine, which has the
+run by then. Everything is scoped to the caller's environment: what belongs to another does not exist.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import TypeGuard
+
+from mollifier import held, patches
+from mollifier.buffer import Buffer
+from mollifier.engine import Creation, Ending, Existing, RunEngine
+from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
+from mollifier.keys import idempotency_digest
+from mollifier.model import (
+    Entry,
+    EntryKind,
+    Environment,
+    MetadataOperation,
+    Run,
+    RunFilter,
+    RunPage,
+    RunStatus,
+)
+from mollifier.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Change = Callable[[], Awaitable[Run | None]]
+
+
+class Runs:
+    """Reads and changes runs for one application. `buffer` is None when none is configured; `clock` returns the moment in UTC.
+
+    Every method raises EngineUnavailableError or BufferUnavailableError when neither store can answer for the run.
+    """
+
+    def __init__(
+        self,
+        engine: RunEngine,
+        buffer: Buffer | None,
+        settings: Callable[[], Settings],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._engine = engine
+        self._buffer = buffer
+        self._settings = settings
+        self._clock = clock
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    async def get(self, environment: Environment, run_id: str) -> Run | None:
+        """Return the run, or None when this environment has no such run."""
+        return await self._wherever(
+            environment,
+            run_id,
+            lambda: self._engine.get_run(environment.id, run_id),
+            self._read,
+        )
+
+    async def get_many(self, environment: Environment, run_ids: Sequence[str]) -> Mapping[str, Run]:
+        """Return those of the runs that this environment has, by id, in a handful of round trips; without their children's ids."""
+        if not run_ids:
+            return {}
+        outage: EngineUnavailableError | None = None
+        found: dict[str, Run] = {}
+        try:
+            found.update(await self._engine.get_runs(environment.id, run_ids))
+        except EngineUnavailableError as error:
+            outage = error
+        missing = [run_id for run_id in run_ids if run_id not in found]
+        if missing and (buffer := self._holding()) is not None:
+            for entry in await buffer.get_entries(environment.org_id, missing):
+                if isinstance(entry, MalformedEntryError):
+                    _report(entry.run_id, entry)
+                elif _is_held(entry, environment) and (run := await self._read(entry)) is not None:
+                    found[run.id] = run
+            missing = [run_id for run_id in missing if run_id not in found]
+            if missing and outage is None:
+                found.update(await self._engine.get_runs(environment.id, missing))
+        if missing and outage is not None:
+            raise outage
+        return found
+
+    async def list(self, environment: Environment, query: RunFilter) -> RunPage:
+        """Return one page of the environment's runs, held ones included, newest first."""
+        if (buffer := self._holding()) is None:
+            return await self._engine.list_runs(environment.id, query)
+        # The buffer is read first: a run that moves in between is then seen twice, and once is dropped; the other way it is missed.
+        candidates = await held.candidates(buffer, environment, query, self._clock())
+        # One that is created already is shown as the engine has it, or not at all where it no longer matches.
+        held_ids = [run.id for run in candidates]
+        created = set(await self._engine.get_progress(environment.id, held_ids)) if held_ids else set[str]()
+        waiting = [run for run in candidates if run.id not in created]
+        return held.merge(await self._engine.list_runs(environment.id, query), waiting, query)
+
+    # --- changing --------------------------------------------------------------------------------------------------
+
+    async def cancel(self, environment: Environment, run_id: str) -> Run | None:
+        """Cancel the run unless it has ended. A held one is created cancelled at once, so that nothing can start it."""
+        now = self._clock()
+
+        async def cancel_held(entry: Entry) -> Run | None:
+            try:
+                await self._create_cancelled(entry, now)
+                run = await self._engine.cancel_run(environment.id, run_id, now)
+            except EngineUnavailableError:
+                return await self._patch(entry, patches.Cancel(now))
+            with suppress(BufferUnavailableError):
+                # Lists read the entry until it is drained, and must not show a run as queued that the engine knows as cancelled.
+                await self._patch(entry, patches.Cancel(now))
+            return run
+
+        return await self._wherever(
+            environment, run_id, lambda: self._engine.cancel_run(environment.id, run_id, now), cancel_held
+        )
+
+    async def add_tags(self, environment: Environment, run_id: str, tags: Sequence[str]) -> Run | None:
+        """Add tags. Raises InvalidRequestError beyond ten in all."""
+        return await self._wherever(
+            environment,
+            run_id,
+            lambda: self._engine.add_tags(environment.id, run_id, tags),
+            lambda entry: self._patch(entry, patches.AddTags(tuple(tags))),
+        )
+
+    async def change_metadata(
+        self, environment: Environment, run_id: str, operations: Sequence[MetadataOperation]
+    ) -> Run | None:
+        """Apply metadata operations; concurrent ones never lose one."""
+        return await self._wherever(
+            environment,
+            run_id,
+            lambda: self._engine.change_metadata(environment.id, run_id, operations),
+            lambda entry: self._patch(entry, patches.ChangeMetadata(tuple(operations))),
+        )
+
+    async def reschedule(self, environment: Environment, run_id: str, delay: timedelta | datetime) -> Run | None:
+        """Move a delayed run. Raises ConflictError when it is not delayed."""
+        now = self._clock()
+        until = now + delay if isinstance(delay, timedelta) else delay
+        return await self._wherever(
+            environment,
+            run_id,
+            lambda: self._engine.reschedule_run(environment.id, run_id, until, now),
+            lambda entry: self._patch(entry, patches.Reschedule(until, now)),
+        )
+
+    async def reset_idempotency_key(self, environment: Environment, task_id: str, key: str) -> bool:
+        """Free the key in both stores; False when nothing held it."""
+        now = self._clock()
+        freed = await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
+        if (buffer := self._holding()) is None:
+            return freed
+        digest = idempotency_digest(environment.id, task_id, key)
+        run_id = await buffer.bound_run(environment.org_id, digest)
+        entry = await self._held_entry(buffer, environment, run_id) if run_id is not None else None
+        if entry is None:
+            return freed
+        await self._patch(entry, patches.ResetKey(now), unbind=(digest,))
+        # The drainer may have created the run between the two.
+        await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
+        return True
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _holding(self) -> Buffer | None:
+        """Return the buffer when it may hold runs; switched off, not even its server is asked."""
+        settings = self._settings()
+        return self._buffer if settings.enabled or settings.drains else None
+
+    async def _wherever(
+        self,
+        environment: Environment,
+        run_id: str,
+        in_engine: Change,
+        in_buffer: Callable[[Entry], Awaitable[Run | None]],
+    ) -> Run | None:
+        outage: EngineUnavailableError | None = None
+        try:
+            run = await in_engine()
+        except EngineUnavailableError as error:
+            run, outage = None, error
+        if run is not None:
+            return run
+        buffer = self._holding()
+        if buffer is not None:
+            entry = await self._held_entry(buffer, environment, run_id)
+            held_run = await in_buffer(entry) if entry is not None else None
+            if held_run is not None:
+                return held_run
+        if outage is not None:
+            raise outage
+        return await in_engine() if buffer is not None else None
+
+    async def _held_entry(self, buffer: Buffer, environment: Environment, run_id: str) -> Entry | None:
+        try:
+            entry = await buffer.get_entry(environment.org_id, run_id)
+        except MalformedEntryError as error:
+            _report(run_id, error)
+            return None
+        return entry if _is_held(entry, environment) else None
+
+    async def _read(self, entry: Entry) -> Run | None:
+        try:
+            return held.run_of(entry, self._clock())
+        except NonRetryableError as error:
+            _report(entry.run_id, error)
+            return None
+
+    async def _patch(self, entry: Entry, patch: patches.Patch, unbind: Sequence[str] = ()) -> Run | None:
+        """Append the patch, to the entry as it now is when others were faster; None when its run exists by now."""
+        if self._buffer is None:
+            raise BufferUnavailableError("no buffer is configured")
+        encoded = patches.encode(patch)
+        current: Entry | None = entry
+        while current is not None:
+            patched = patches.apply(held.patched(current), patch)
+            match await self._buffer.patch(current, encoded, unbind=unbind):
+                case "held":
+                    return held.as_run(current, patched, self._clock())
+                case "changed":
+                    current = await self._buffer.get_entry(entry.org_id, entry.run_id)
+                case "missing" | "stale":
+                    return None
+        return None
+
+    async def _create_cancelled(self, entry: Entry, at: datetime) -> None:
+        """Insert the run ended; whoever else inserts it, before or after, meets its id."""
+        patched = held.patched(entry)
+        ending = Ending(status=RunStatus.CANCELED, at=at)
+        creation = Creation(snapshot=patched.snapshot, ending=ending, patch_count=len(entry.patches))
+        (outcome,) = await self._engine.create_held_runs([creation])
+        match outcome:
+            case Existing(by="idempotency_key" | "request_key"):
+                await self._engine.create_held_runs([held.superseded(creation, outcome.run_id, at)])
+            case _:
+                pass
+
+
+def _is_held(entry: Entry | None, environment: Environment) -> TypeGuard[Entry]:
+    return entry is not None and entry.kind is EntryKind.HELD and entry.env_id == environment.id
+
+
+def _report(run_id: str, error: Exception) -> None:
+    log.error("mollifier.malformed_entry", extra={"fields": {"run_id": run_id, "error": str(error)}})

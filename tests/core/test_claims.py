@@ -1,0 +1,182 @@
+"""Claims: of any number of keys at once, each is one claimant's at a time, and nobody waits for whoever waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mollifier.buffer import Buffer, Claimed, ClaimOutcome, KeyClaimed
+from mollifier.claims import LIFETIME_MS, Claims, bindings
+from mollifier.engine import Existing
+from mollifier.errors import BufferUnavailableError, EngineUnavailableError
+from mollifier.model import EntryKind, Snapshot
+from mollifier.telemetry import Telemetry
+from tests.core.support import ENV, ORG, SETTINGS
+
+NOW = datetime(2030, 1, 2, tzinfo=UTC)
+SOON = NOW + timedelta(days=1)
+
+pytestmark = pytest.mark.leaves_keys("*:entry:*", "*:queue:*", "*:held:*", "*:orgs", "*:envs:*")
+
+
+def keyed(key: str | None, request_key: str | None = None) -> Snapshot:
+    return Snapshot(
+        run_id=f"run-{key}",
+        org_id=ORG,
+        env_id=ENV,
+        task_id="task",
+        created_at=NOW,
+        idempotency_key=key,
+        idempotency_expires_at=SOON,
+        request_key=request_key,
+        request_key_expires_at=SOON,
+    )
+
+
+def digest_of(key: str) -> str:
+    ((_, binding),) = bindings(keyed(key))
+    return binding.digest
+
+
+async def hold(buffer: Buffer, run_id: str, snapshot: Snapshot) -> None:
+    """Bind the snapshot's keys to a held run."""
+    found = [binding for _, binding in bindings(snapshot)]
+    await buffer.accept(run_id, ENV, ORG, b"", kind=EntryKind.HELD, bindings=found)
+
+
+async def outcome(buffer: Buffer, key: str, token: str = "asks") -> ClaimOutcome:
+    """Tell whose key it is, leaving it as it was."""
+    found = await buffer.claim(ORG, digest_of(key), token, 60_000)
+    await buffer.release(ORG, [digest_of(key)], token)
+    return found
+
+
+def claims_of(buffer: Buffer, token: str = "ours", sleep: object = None) -> Claims:
+    async def rest(_: float) -> None:
+        await asyncio.sleep(0)
+
+    chosen = sleep or rest
+    return Claims(buffer, lambda: SETTINGS, Telemetry(), sleep=chosen, new_token=lambda: token)  # pyright: ignore[reportArgumentType]
+
+
+async def test_free_keys_are_claimed_until_they_are_released(buffer: Buffer) -> None:
+    claims = claims_of(buffer)
+
+    taken = await claims.take([keyed("a"), keyed(None), keyed("b", "r"), keyed("a")])
+
+    assert taken.existing == (None, None, None, None)
+    assert len(taken.claim.digests) == 3
+    assert [await outcome(buffer, key) for key in "ab"] == [KeyClaimed(), KeyClaimed()]
+    await claims.release(taken.claim)
+    assert [await outcome(buffer, key) for key in "ab"] == [Claimed(), Claimed()]
+
+
+async def test_a_held_run_answers_for_whoever_has_one_of_its_keys(buffer: Buffer) -> None:
+    await hold(buffer, "held", keyed("a", "r"))
+
+    taken = await claims_of(buffer).take([keyed("b"), keyed("a"), keyed("other", "r"), keyed("a", "r")])
+
+    assert taken.existing == (
+        None,
+        Existing("held", by="idempotency_key"),
+        Existing("held", by="request_key"),
+        Existing("held", by="request_key"),
+    )
+
+
+async def test_a_key_that_is_anothers_claim_is_waited_for_while_none_after_it_is_held(buffer: Buffer) -> None:
+    first, middle, last = sorted("abc", key=digest_of)
+    await buffer.claim(ORG, digest_of(middle), "theirs", 60_000)
+    seen: list[Sequence[ClaimOutcome]] = []
+
+    async def look(_: float) -> None:
+        seen.append([await outcome(buffer, key) for key in (first, last)])
+        if len(seen) == 3:
+            await buffer.release(ORG, [digest_of(middle)], "theirs")
+
+    taken = await claims_of(buffer, sleep=look).take([keyed(key) for key in "abc"])
+
+    assert seen == [[KeyClaimed(), Claimed()]] * 3
+    assert taken.existing == (None, None, None)
+    assert [await outcome(buffer, key) for key in "abc"] == [KeyClaimed()] * 3
+
+
+async def test_a_key_that_becomes_a_held_runs_while_it_is_waited_for_is_answered_with_that_run(buffer: Buffer) -> None:
+    (binding,) = [found for _, found in bindings(keyed("a"))]
+    await buffer.claim(ORG, binding.digest, "theirs", 60_000)
+
+    async def bind(_: float) -> None:
+        await buffer.accept("held", ENV, ORG, b"", kind=EntryKind.HELD, bindings=[binding], token="theirs")
+
+    taken = await claims_of(buffer, sleep=bind).take([keyed("a"), keyed("b")])
+
+    assert taken.existing == (Existing("held", by="idempotency_key"), None)
+
+
+async def test_a_claim_that_outlasts_every_trigger_is_an_error_and_all_others_are_given_back(buffer: Buffer) -> None:
+    await buffer.claim(ORG, digest_of("a"), "theirs", 600_000)
+    waited_s = 0.0
+
+    async def wait(seconds: float) -> None:
+        nonlocal waited_s
+        waited_s += seconds
+
+    with pytest.raises(EngineUnavailableError):
+        await claims_of(buffer, sleep=wait).take([keyed(key) for key in "abc"])
+
+    assert waited_s * 1000 > LIFETIME_MS
+    assert [await outcome(buffer, key) for key in "bc"] == [Claimed(), Claimed()]
+
+
+async def test_who_is_cancelled_while_waiting_gives_back_what_it_claimed(buffer: Buffer) -> None:
+    first, last = sorted("ab", key=digest_of)
+    await buffer.claim(ORG, digest_of(last), "theirs", 60_000)
+    waiting = asyncio.Event()
+
+    async def wait(_: float) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    taking = asyncio.create_task(claims_of(buffer, sleep=wait).take([keyed("a"), keyed("b")]))
+    await waiting.wait()
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+
+    assert await outcome(buffer, first) == Claimed()
+
+
+async def test_many_who_want_the_same_keys_in_any_order_all_get_them_in_turn(buffer: Buffer) -> None:
+    keys = [f"k{number}" for number in range(12)]
+    owners: dict[str, int] = {}
+
+    async def claim(number: int) -> None:
+        wanted = random.Random(number).sample(keys, 8)
+        claims = Claims(buffer, lambda: SETTINGS, Telemetry())
+        taken = await claims.take([keyed(key) for key in wanted])
+        for key in wanted:
+            assert key not in owners, "two claimants had one key at once"
+            owners[key] = number
+        await asyncio.sleep(0)
+        for key in wanted:
+            del owners[key]
+        await claims.release(taken.claim)
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(claim(number) for number in range(20)))
+    assert [await outcome(buffer, key) for key in keys] == [Claimed()] * 12
+
+
+async def test_without_the_buffers_server_nothing_is_claimed_and_nothing_fails(
+    buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise BufferUnavailableError("gone")
+
+    monkeypatch.setattr(buffer, "claim_many", fail)
+    taken = await claims_of(buffer).take([keyed("a"), keyed("b")])
+    assert taken.existing == (None, None)

@@ -1,0 +1,182 @@
+"""Draining held entries into the engine: together, one poison entry alone, through outages, and without waiting for a poll."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+from msgspec.structs import replace
+
+from mollifier import snapshots
+from mollifier.embedded import Stack
+from mollifier.engine import CreateOutcome, Creation
+from mollifier.errors import EngineUnavailableError
+from mollifier.facade import Mollifier
+from mollifier.model import EntryKind, RunFilter, RunStatus, Snapshot
+from mollifier.postgres.catalog import PostgresTaskCatalog
+from mollifier.postgres.database import Database
+from mollifier.postgres.engine import PostgresRunEngine
+from tests.core.support import until
+from tests.divert.conftest import ENVIRONMENT, House
+
+pytestmark = pytest.mark.leaves_keys
+
+
+class CountingEngine(PostgresRunEngine):
+    """Notes how many runs each call was asked to create."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.sizes: list[int] = []
+
+    async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+        self.sizes.append(len(creations))
+        return await super().create_held_runs(creations)
+
+
+def counting(house: House) -> tuple[Mollifier, CountingEngine]:
+    engine = CountingEngine(house.database)
+    mollifier = Mollifier(house.settings, engine=engine, tasks=PostgresTaskCatalog(house.database))
+    return mollifier, engine
+
+
+async def hold_unstorable(house: House, run_id: str) -> None:
+    """Hold what no engine can store: text with a NUL, which no request can contain."""
+    snapshot = Snapshot(
+        run_id=run_id,
+        org_id=ENVIRONMENT.org_id,
+        env_id=ENVIRONMENT.id,
+        task_id="echo",
+        created_at=datetime.now(UTC),
+        machine="nul\x00",
+    )
+    await house.buffer.accept(
+        run_id, ENVIRONMENT.id, ENVIRONMENT.org_id, snapshots.encode(snapshot), kind=EntryKind.HELD
+    )
+
+
+async def test_an_environments_entries_are_created_in_one_call(holding: House) -> None:
+    made = [await holding.trigger() for _ in range(20)]
+    mollifier, engine = counting(holding)
+    entries = [await holding.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id) for _ in made]
+
+    outcomes = await mollifier.drain_handler()([entry for entry in entries if entry is not None])
+
+    assert outcomes == [None] * 20
+    assert engine.sizes == [20]
+    await holding.buffer.ack_many([entry for entry in entries if entry is not None])
+    await mollifier.aclose()
+
+
+async def test_a_poison_entry_in_a_batch_fails_alone(holding: House) -> None:
+    before = [await holding.trigger() for _ in range(5)]
+    await hold_unstorable(holding, "run_poison")
+    after = [await holding.trigger() for _ in range(5)]
+
+    await holding.drain()
+
+    created = await holding.engine.list_runs(ENVIRONMENT.id, RunFilter(page_size=100))
+    assert {run.id for run in created.runs} == {*before, *after}
+    counts = await holding.buffer.counts()
+    assert (counts.left, counts.failed) == (1, 1)
+    entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, "run_poison")
+    assert entry is not None
+    assert entry.error is not None
+    # Not even its failure can be written to the engine, so the entry keeps it.
+    run = await holding.runs.get(ENVIRONMENT, "run_poison")
+    assert run is not None
+    assert run.status is RunStatus.SYSTEM_FAILURE
+
+
+async def test_a_held_run_that_cannot_be_read_further_is_a_visible_failure_and_frees_its_key(holding: House) -> None:
+    run_id = await holding.trigger(idempotency_key="k")
+    entry = await holding.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    assert entry is not None
+    assert await holding.buffer.patch(entry, b"no patch") == "held"
+    await holding.buffer.requeue(entry)
+
+    await holding.drain()
+
+    assert (await holding.buffer.counts()).failed == 1
+    again, cached = await holding.trigger_all(idempotency_key="k")
+    assert (again != run_id, cached) == (True, False)
+    await holding.drain()
+
+
+async def test_attempts_exhausted_leave_a_run_in_system_failure_with_the_error(holding: House) -> None:
+    run_id = await holding.trigger(idempotency_key="k")
+
+    class Refusing(PostgresRunEngine):
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+            if creations[0].ending is None:
+                raise RuntimeError("no room today")
+            return await super().create_held_runs(creations)
+
+    settings = replace(holding.settings, drain_max_attempts=2)
+    mollifier = Mollifier(settings, engine=Refusing(holding.database), tasks=PostgresTaskCatalog(holding.database))
+    drainer = mollifier.drainer()
+    drainer.start()
+
+    async def is_settled() -> bool:
+        return (await holding.buffer.counts()).left == 0
+
+    await until(is_settled)
+    await drainer.stop()
+    await mollifier.aclose()
+
+    run = await holding.created(run_id)
+    assert run is not None
+    assert run.status is RunStatus.SYSTEM_FAILURE
+    assert run.error is not None
+    assert "no room today" in run.error.message
+    assert (await holding.trigger_all(idempotency_key="k"))[0] != run_id
+    await holding.drain()
+
+
+async def test_a_held_trigger_on_an_idle_system_is_drained_without_waiting_for_a_poll(holding: House) -> None:
+    holding.settings = replace(holding.settings, drain_poll_interval_ms=60_000)
+    drainer = holding.mollifier.drainer()
+    drainer.start()
+
+    async def is_created(run_id: str) -> bool:
+        return await holding.created(run_id) is not None
+
+    for _ in range(3):
+        run_id = await holding.trigger()
+        await until(lambda run_id=run_id: is_created(run_id))
+    await drainer.stop()
+
+
+async def test_an_outage_of_the_database_loses_no_trigger_and_costs_no_attempt(own: tuple[Stack, House]) -> None:
+    stack, house = own
+    drainer = house.mollifier.drainer()
+    drainer.start()
+
+    await stack.stop("postgres")
+    made = [await house.trigger(idempotency_key=f"k{number}") for number in range(5)]
+    assert (await house.buffer.counts()).left == 5
+    for run_id in made:
+        run = await house.runs.get(ENVIRONMENT, run_id)
+        assert run is not None
+        assert run.status is RunStatus.QUEUED
+    assert await house.runs.add_tags(ENVIRONMENT, made[0], ["during"]) is not None
+    cancelled = await house.runs.cancel(ENVIRONMENT, made[1])
+    assert cancelled is not None
+    with pytest.raises(EngineUnavailableError):
+        await house.runs.get(ENVIRONMENT, "run_unknown")
+    await stack.start("postgres")
+
+    async def is_drained() -> bool:
+        return (await house.buffer.counts()).left == 0
+
+    await until(is_drained, timeout_s=30)
+    await drainer.stop()
+    runs = [await house.created(run_id) for run_id in made]
+    assert [run.status for run in runs if run is not None] == [
+        RunStatus.QUEUED,
+        RunStatus.CANCELED,
+        *[RunStatus.QUEUED] * 3,
+    ]
+    assert runs[0] is not None
+    assert runs[0].snapshot.tags == ("during",)

@@ -1,0 +1,99 @@
+"""Whatever store is away, the other takes the run; callers that need a synchronous answer are never held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mollifier.embedded import Stack
+from mollifier.engine import Creation
+from mollifier.errors import BufferUnavailableError, EngineUnavailableError
+from mollifier.model import RunStatus
+from tests.divert.conftest import DEBOUNCED, ENVIRONMENT, STRANGER, House
+
+pytestmark = pytest.mark.leaves_keys
+
+
+async def test_without_the_buffers_server_triggers_are_created_directly(own: tuple[Stack, House]) -> None:
+    stack, house = own
+    await house.trip()
+    await stack.stop("valkey")
+
+    run_id = await house.trigger()
+    keyed, cached = await house.trigger_all(idempotency_key="k")
+
+    assert await house.created(run_id) is not None
+    assert cached is False
+    assert await house.trigger_all(idempotency_key="k") == (keyed, True)
+
+
+async def test_without_the_buffers_server_a_run_that_is_not_in_the_engine_may_be_held(own: tuple[Stack, House]) -> None:
+    stack, house = own
+    await stack.stop("valkey")
+
+    with pytest.raises(BufferUnavailableError):
+        await house.runs.get(ENVIRONMENT, "run_unknown")
+
+
+async def test_only_when_neither_store_takes_the_run_does_the_trigger_fail(own: tuple[Stack, House]) -> None:
+    stack, house = own
+    await stack.stop("postgres")
+    await stack.stop("valkey")
+
+    with pytest.raises(EngineUnavailableError):
+        await house.trigger()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"debounce": DEBOUNCED}, id="debounce"),
+        pytest.param({"one_time_token": "token"}, id="one-time token"),
+        pytest.param({"resume_parent_on_completion": True}, id="trigger and wait"),
+    ],
+)
+async def test_a_caller_that_needs_a_synchronous_answer_passes_a_tripped_gate(
+    holding: House, options: dict[str, Any]
+) -> None:
+    parent = await holding.trigger(STRANGER)
+    run_id = await holding.trigger(**options)
+
+    assert parent
+    created = await holding.created(run_id)
+    assert created is not None
+    assert (await holding.buffer.counts()).left == 0
+
+
+async def test_a_caller_that_needs_a_synchronous_answer_is_not_held_in_an_outage_either(
+    own: tuple[Stack, House],
+) -> None:
+    stack, house = own
+    await stack.stop("postgres")
+
+    with pytest.raises(EngineUnavailableError):
+        await house.trigger(debounce=DEBOUNCED)
+    assert (await house.buffer.counts()).left == 0
+
+
+async def test_a_held_run_can_be_a_parent(holding: House) -> None:
+    parent = await holding.trigger()
+    child = await holding.trigger(parent_run_id=parent)
+    await holding.drain()
+
+    created = await holding.created(child)
+    assert created is not None
+    assert (created.snapshot.parent_run_id, created.snapshot.root_run_id, created.snapshot.depth) == (parent, parent, 1)
+
+
+async def test_a_run_that_was_created_meanwhile_is_cancelled_there(holding: House) -> None:
+    run_id = await holding.trigger()
+    held = await holding.runs.get(ENVIRONMENT, run_id)
+    assert held is not None
+    await holding.create(Creation(snapshot=held.snapshot))
+
+    cancelled = await holding.runs.cancel(ENVIRONMENT, run_id)
+    await holding.drain()
+
+    assert cancelled is not None
+    assert cancelled.status is RunStatus.CANCELED

@@ -1,0 +1,125 @@
+"""One key, any number of triggers, any mix of held and created: one run."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from msgspec.structs import replace
+
+from mollifier.model import RunFilter, RunStatus
+from tests.divert.conftest import ENVIRONMENT, House
+
+pytestmark = pytest.mark.leaves_keys
+
+
+async def all_ids(house: House) -> list[str]:
+    return [run.id for run in (await house.runs.list(ENVIRONMENT, RunFilter(page_size=100))).runs]
+
+
+async def test_a_hundred_concurrent_held_triggers_with_one_key_are_one_run(holding: House) -> None:
+    answers = await asyncio.gather(*(holding.trigger_all(idempotency_key="k") for _ in range(100)))
+
+    assert len({run_id for run_id, _ in answers}) == 1
+    assert sum(not cached for _, cached in answers) == 1
+    assert len(await all_ids(holding)) == 1
+    await holding.drain()
+    assert len(await all_ids(holding)) == 1
+
+
+async def test_a_mix_of_held_and_created_triggers_with_one_key_is_one_run(house: House) -> None:
+    """The environment trips in the middle of the burst."""
+    house.settings = replace(house.settings, trip_threshold=3)
+
+    async def trigger(number: int) -> tuple[str, bool]:
+        await house.trigger()
+        return await house.trigger_all(idempotency_key=f"k{number % 5}")
+
+    answers = await asyncio.gather(*(trigger(number) for number in range(60)))
+    await house.drain()
+
+    by_key = [{run_id for index, (run_id, _) in enumerate(answers) if index % 5 == key} for key in range(5)]
+    assert [len(ids) for ids in by_key] == [1] * 5
+    assert len(await all_ids(house)) == 65
+
+
+async def test_a_held_runs_key_answers_before_and_after_it_is_drained(holding: House) -> None:
+    run_id = await holding.trigger(idempotency_key="k")
+
+    assert await holding.trigger_all(idempotency_key="k") == (run_id, True)
+    await holding.drain()
+    assert await holding.trigger_all(idempotency_key="k") == (run_id, True)
+
+
+async def test_a_request_that_is_sent_again_while_its_run_is_held_gets_that_run(holding: House) -> None:
+    run_id = await holding.trigger(request_key="r")
+
+    assert await holding.trigger_all(request_key="r") == (run_id, False)
+    await holding.drain()
+    assert await holding.trigger_all(request_key="r") == (run_id, False)
+
+
+async def test_a_reset_frees_the_key_of_a_held_run_in_both_stores(holding: House) -> None:
+    first = await holding.trigger(idempotency_key="k")
+
+    assert await holding.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
+    second = await holding.trigger(idempotency_key="k")
+    await holding.drain()
+
+    assert first != second
+    assert await holding.trigger_all(idempotency_key="k") == (second, True)
+    assert not await holding.runs.reset_idempotency_key(ENVIRONMENT, "other", "k")
+
+
+async def test_a_key_whose_lifetime_is_over_while_its_run_is_held_is_free(holding: House) -> None:
+    first = await holding.trigger(idempotency_key="k", idempotency_lifetime=timedelta(milliseconds=50))
+
+    async def is_free() -> bool:
+        from mollifier.keys import idempotency_digest
+
+        return await holding.buffer.bound_run("org_a", idempotency_digest("env_a", "echo", "k")) is None
+
+    from tests.core.support import until
+
+    await until(is_free)
+    second, cached = await holding.trigger_all(idempotency_key="k")
+    await holding.drain()
+
+    assert (second != first, cached) == (True, False)
+    statuses = [(await holding.created(run_id)).status for run_id in (first, second)]  # pyright: ignore[reportOptionalMemberAccess]
+    assert statuses == [RunStatus.QUEUED, RunStatus.QUEUED]
+    assert await holding.trigger_all(idempotency_key="k") == (second, True)
+
+
+async def test_a_crashed_claimant_unblocks_others_and_a_late_release_harms_nobody(holding: House) -> None:
+    from mollifier.keys import idempotency_digest
+
+    digest = idempotency_digest("env_a", "echo", "k")
+    await holding.buffer.claim("org_a", digest, "crashed", 100)
+
+    run_id, cached = await holding.trigger_all(idempotency_key="k")
+    await holding.buffer.release("org_a", [digest], "crashed")
+
+    assert not cached
+    assert await holding.trigger_all(idempotency_key="k") == (run_id, True)
+
+
+async def test_a_held_run_that_finds_its_key_taken_is_created_cancelled_and_names_the_winner(holding: House) -> None:
+    loser = await holding.trigger(idempotency_key="k")
+    held = await holding.runs.get(ENVIRONMENT, loser)
+    assert held is not None
+    import msgspec
+
+    from mollifier.engine import Creation
+
+    rival = msgspec.structs.replace(held.snapshot, run_id="run_rival")
+    await holding.create(Creation(snapshot=rival))
+
+    await holding.drain()
+
+    created = await holding.created(loser)
+    assert created is not None
+    assert created.status is RunStatus.CANCELED
+    assert created.error is not None
+    assert "run_rival" in created.error.message

@@ -315,7 +315,7 @@ async def test_a_run_whose_worker_was_killed_resumes_within_a_minute(
     database_url: str, engine: PostgresRunEngine, doomed_worker: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     async def has_begun() -> bool:
-        return attempts.exists()
+        return attempts.exists() and attempts.read_text() == "1\n"
 
     attempts = tmp_path / "attempts"
     run_id = await create(engine, task_id="wait_for_second_attempt", payload=json.dumps(str(attempts)).encode())

@@ -281,6 +281,7 @@ class Drainer:
     async def _settle(self, entries: Sequence[Entry], outcomes: Sequence[Outcome], popped_at_s: float) -> None:
         handled: list[Entry] = []
         unreached: list[Entry] = []
+        failed: list[tuple[Entry, BaseException]] = []
         for entry, outcome in zip(entries, outcomes, strict=True):
             match outcome:
                 case None:
@@ -288,14 +289,17 @@ class Drainer:
                 case EngineUnavailableError():
                     unreached.append(entry)
                 case _:
-                    await self._settle_failure(entry, outcome, popped_at_s)
+                    failed.append((entry, outcome))
+        # What was handled is settled first: no neighbour's failure may have it handled again.
+        if handled:
+            self._engine_backoff.reset()
+            await self._until_settled("ack", handled, self._ack)
         if unreached:
             self._engine_paused = True
             self._telemetry.faulted("handle", EngineUnavailableError(f"{len(unreached)} entries put back"))
             await self._until_settled("requeue", unreached, lambda some: self._buffer.requeue_many(some, attempts=0))
-        if handled:
-            self._engine_backoff.reset()
-            await self._until_settled("ack", handled, self._ack)
+        for entry, error in failed:
+            await self._settle_failure(entry, error, popped_at_s)
 
     async def _settle_failure(self, entry: Entry, error: BaseException, popped_at_s: float) -> None:
         settings = self._settings()

@@ -57,7 +57,8 @@ class Materialiser:
             failure = RunError(message=describe(error), name="SystemFailure")
             ending = Ending(status=RunStatus.SYSTEM_FAILURE, at=self._clock(), error=failure, frees_keys=True)
             await self._engine.create_held_runs([msgspec.structs.replace(job.creation, ending=ending)])
-        except MollifierError:
+        except Exception as unwritten:  # noqa: BLE001 - the entry then stays as failed, whatever kept its failure from being written
+            self._telemetry.faulted("give up", unwritten)
             return False
         return True
 

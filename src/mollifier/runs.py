@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 from mollifier import held, patches
 from mollifier.buffer import Buffer
@@ -32,6 +32,7 @@ from mollifier.settings import Settings
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Change = Callable[[], Awaitable[Run | None]]
 
 
@@ -76,7 +77,7 @@ class Runs:
             outage = error
         missing = [run_id for run_id in run_ids if run_id not in found]
         if missing and (buffer := self._holding()) is not None:
-            for entry in await buffer.get_entries(environment.org_id, missing):
+            for entry in await self._unless_away(buffer.get_entries(environment.org_id, missing), []):
                 if isinstance(entry, MalformedEntryError):
                     _report(entry.run_id, entry)
                 elif _is_held(entry, environment) and (run := await self._read(entry)) is not None:
@@ -93,7 +94,7 @@ class Runs:
         if (buffer := self._holding()) is None:
             return await self._engine.list_runs(environment.id, query)
         # The buffer is read first: a run that moves in between is then seen twice, and once is dropped; the other way it is missed.
-        candidates = await held.candidates(buffer, environment, query, self._clock())
+        candidates = await self._unless_away(held.candidates(buffer, environment, query, self._clock()), [])
         # One that is created already is shown as the engine has it, or not at all where it no longer matches.
         held_ids = [run.id for run in candidates]
         created = set(await self._engine.get_progress(environment.id, held_ids)) if held_ids else set[str]()
@@ -159,10 +160,11 @@ class Runs:
         if (buffer := self._holding()) is None:
             return freed
         digest = idempotency_digest(environment.id, task_id, key)
-        run_id = await buffer.bound_run(environment.org_id, digest)
+        run_id = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
         entry = await self._held_entry(buffer, environment, run_id) if run_id is not None else None
         if entry is None:
-            return freed
+            # The drainer may have created the run and let go of the key between the two looks.
+            return freed or await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
         await self._patch(entry, patches.ResetKey(now), unbind=(digest,))
         # The drainer may have created the run between the two.
         await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
@@ -174,6 +176,18 @@ class Runs:
         """Return the buffer when it may hold runs; switched off, not even its server is asked."""
         settings = self._settings()
         return self._buffer if settings.enabled or settings.drains else None
+
+    async def _unless_away(self, looking: Awaitable[T], nothing: T) -> T:
+        """Look into the buffer. Where nothing is diverted, a buffer that is away holds nothing that anybody waits for.
+
+        In divert mode an unreachable buffer may hold the run that is asked for, so that is an error, never an absence.
+        """
+        try:
+            return await looking
+        except BufferUnavailableError:
+            if self._settings().divert:
+                raise
+            return nothing
 
     async def _wherever(
         self,
@@ -201,7 +215,7 @@ class Runs:
 
     async def _held_entry(self, buffer: Buffer, environment: Environment, run_id: str) -> Entry | None:
         try:
-            entry = await buffer.get_entry(environment.org_id, run_id)
+            entry = await self._unless_away(buffer.get_entry(environment.org_id, run_id), None)
         except MalformedEntryError as error:
             _report(run_id, error)
             return None

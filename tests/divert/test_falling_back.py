@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from mollifier.embedded import Stack
 from mollifier.engine import Creation
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
-from mollifier.model import RunStatus
+from mollifier.model import RunFilter, RunStatus
+from mollifier.patches import AddTags, Cancel
 from tests.divert.conftest import DEBOUNCED, ENVIRONMENT, STRANGER, House
 
 pytestmark = pytest.mark.leaves_keys
@@ -97,3 +99,28 @@ async def test_a_run_that_was_created_meanwhile_is_cancelled_there(holding: Hous
 
     assert cancelled is not None
     assert cancelled.status is RunStatus.CANCELED
+
+
+async def test_where_nothing_is_diverted_an_outage_of_the_buffer_shows_to_no_caller(own: tuple[Stack, House]) -> None:
+    stack, house = own
+    house.settings = replace(house.settings, divert=False)
+    run_id = await house.trigger()
+    await stack.stop("valkey")
+
+    assert await house.runs.get(ENVIRONMENT, "run_unknown") is None
+    assert run_id in [run.id for run in (await house.runs.list(ENVIRONMENT, RunFilter())).runs]
+    assert not await house.runs.reset_idempotency_key(ENVIRONMENT, "echo", "unknown")
+
+
+async def test_a_cancellation_is_carried_over_together_with_its_count(holding: House) -> None:
+    run_id = await holding.trigger()
+    held = await holding.runs.get(ENVIRONMENT, run_id)
+    assert held is not None
+    await holding.create(Creation(snapshot=held.snapshot))
+    at = held.snapshot.created_at
+
+    for _ in range(2):
+        run = await holding.engine.carry_over(ENVIRONMENT.id, run_id, [AddTags(("a",)), Cancel(at), AddTags(("b",))])
+        assert run is not None
+        assert (run.status, run.snapshot.tags) == (RunStatus.CANCELED, ("a", "b"))
+    await holding.drain()

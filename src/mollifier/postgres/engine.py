@@ -94,11 +94,10 @@ class PostgresRunEngine:
                 return self._run(row)
             missing = changes[row["patch_count"] :]
             values = carried(dict(row), missing, self._clock())
-            run = await self._write(connection, env_id, run_id, patch_count=len(changes), **values)
-        for change in missing:
-            if isinstance(change, Cancel):
-                return await self.cancel_run(env_id, run_id, change.at)
-        return run
+            for change in missing:
+                if isinstance(change, Cancel):
+                    await self._cancel(connection, env_id, run_id, change.at)
+            return await self._write(connection, env_id, run_id, patch_count=len(changes), **values)
 
     async def find_by_keys(self, snapshot: Snapshot) -> Existing | None:
         """Look the snapshot's keys up, in one round trip; in none when it has no keys."""
@@ -144,6 +143,10 @@ class PostgresRunEngine:
 
     async def cancel_run(self, env_id: str, run_id: str, at: datetime) -> Run | None:
         """Cancel the run, and ask the worker that executes it to stop."""
+        async with self._database.transaction() as connection:
+            return self._run(await self._cancel(connection, env_id, run_id, at))
+
+    async def _cancel(self, connection: AsyncConnection, env_id: str, run_id: str, at: datetime) -> RowMapping | None:
         statement = (
             _change(env_id, run_id)
             .where(runs.c.status.not_in(FINAL_STATUSES))
@@ -156,13 +159,12 @@ class PostgresRunEngine:
                 debounce_slot=None,
             )
         )
-        async with self._database.transaction() as connection:
-            row = (await connection.execute(statement.returning(*_RUN))).mappings().one_or_none()
-            if row is None:
-                return self._run(await self._read(connection, env_id, run_id))
-            if row["job_id"] is not None:
-                await connection.execute(select(func.procrastinate_cancel_job_v1(row["job_id"], True, False)))
-            return self._run(row)
+        row = (await connection.execute(statement.returning(*_RUN))).mappings().one_or_none()
+        if row is None:
+            return await self._read(connection, env_id, run_id)
+        if row["job_id"] is not None:
+            await connection.execute(select(func.procrastinate_cancel_job_v1(row["job_id"], True, False)))
+        return row
 
     async def add_tags(self, env_id: str, run_id: str, tags: Sequence[str]) -> Run | None:
         """Add the tags under the run's lock."""

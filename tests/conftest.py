@@ -26,6 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape half surrogate pairs in what a test logged: a report with one cannot travel from a test process to the one that collects."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """A Valkey and a Postgres for this test process. Nothing in them survives a crash of the machine: no fsync, no append-only file."""

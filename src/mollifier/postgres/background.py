@@ -60,3 +60,21 @@ async def through_outage(operation: Callable[[], Awaitable[T]], *, what: str, sl
             _log.warning("mollifier.waiting_for_database", extra={"fields": fields})
             await sleep(pause_s)
             pause_s = min(pause_s * 2, OUTAGE_PAUSE_MAX_S)
+
+
+async def wind_up(
+    task: asyncio.Task[object], *, busy: Callable[[], bool], timeout_s: float, again_s: float = 1.0
+) -> bool:
+    """Cancel the task and wait until it has ended, for `timeout_s` at most; return whether it has.
+
+    Before Python 3.12 a cancellation that arrives together with a reply is lost in `asyncio.wait_for`, which every query waits in. So
+    a task that has not ended is cancelled again every `again_s`, unless it is `busy` bringing its work to an end.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    task.cancel()
+    while not task.done() and (left_s := deadline - loop.time()) > 0:
+        await asyncio.wait((task,), timeout=min(again_s, left_s))
+        if not task.done() and not busy():
+            task.cancel()
+    return task.done()

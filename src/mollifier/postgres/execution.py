@@ -97,12 +97,25 @@ class Executor:
         self.clock = clock
         self._sleep = sleep
         self._tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer("mollifier")
+        self._executing = 0
+
+    @property
+    def executing(self) -> int:
+        """How many jobs are being executed, from their claim to their written outcome."""
+        return self._executing
 
     async def execute(self, run_id: str, job_id: int, comebacks: int = 0) -> None:
         """Execute the run for the job that came back `comebacks` times; do nothing when the run is not the job's to execute.
 
         Returns once the outcome is written, through outages of the database. Cancelling leaves the run claimed by the job.
         """
+        self._executing += 1
+        try:
+            await self._execute(run_id, job_id, comebacks)
+        finally:
+            self._executing -= 1
+
+    async def _execute(self, run_id: str, job_id: int, comebacks: int) -> None:
         run = await self._persist(lambda: self._claim(run_id, job_id), run_id)
         if run is None:
             return

@@ -16,7 +16,7 @@ from procrastinate.exceptions import ConnectorException
 from procrastinate.job_context import AbortReason
 from procrastinate.jobs import DeleteJobCondition, Job
 
-from mollifier.postgres.background import keep, through_outage
+from mollifier.postgres.background import keep, through_outage, wind_up
 from mollifier.postgres.catalog import record_tasks
 from mollifier.postgres.database import CONNECT_TIMEOUT_S, Database
 from mollifier.postgres.engine import utc_now
@@ -82,10 +82,10 @@ async def run_worker(
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
-        working.cancel()
         # Tasks are cancelled at their deadline; one that holds out against that is left behind a little later.
-        await asyncio.wait((working,), timeout=shutdown_timeout_s + RESTART_PAUSE_S)
-    if not working.done():
+        timeout_s = shutdown_timeout_s + RESTART_PAUSE_S
+        ended = await wind_up(working, busy=lambda: executor.executing > 0, timeout_s=timeout_s)
+    if not ended:
         _log.warning("mollifier.task_left_behind", extra={"fields": {"detail": "a task ignores its cancellation"}})
     elif not working.cancelled():
         working.result()

@@ -1,0 +1,65 @@
+"""3. The buffer: the durable store of held triggers. Every change of state is one atomic script.
+
+Operations take many at once, one being the special case: a batch travels in one round trip. Reads never change anything, and
+an entry that does not parse is reported, never the end of a reader.
+
+`outcomes` has the values that go in and come out; `storing`, `taking`, `settling` and `reading` have the operations, by who needs
+them: the trigger path, the drainer's pops, the holders of leases, everybody.
+"""
+
+from __future__ import annotations
+
+from mollifier.buffer.outcomes import (
+    Acceptance,
+    Accepted,
+    AcceptOutcome,
+    Binding,
+    Bound,
+    Claimed,
+    ClaimOutcome,
+    DuplicateKey,
+    DuplicateRun,
+    KeyClaimed,
+    Popped,
+    Ready,
+)
+from mollifier.buffer.reading import Reading
+from mollifier.buffer.settling import Settling
+from mollifier.buffer.storing import Storing
+from mollifier.buffer.taking import Taking
+from mollifier.errors import SettingsError
+from mollifier.keys import PARTITIONS
+from mollifier.settings import variable
+
+__all__ = [
+    "AcceptOutcome",
+    "Acceptance",
+    "Accepted",
+    "Binding",
+    "Bound",
+    "Buffer",
+    "ClaimOutcome",
+    "Claimed",
+    "DuplicateKey",
+    "DuplicateRun",
+    "KeyClaimed",
+    "Popped",
+    "Ready",
+]
+
+
+class Buffer(Storing, Taking, Settling, Reading):
+    """One buffer on one server. Every method raises BufferUnavailableError when the server gives no answer."""
+
+    async def claim_layout(self) -> None:
+        """Record the number of partitions at the first boot; raise SettingsError when the buffer was made with another."""
+        wanted = len(self.keyspace.partitions)
+        await self._server.run("SET", PARTITIONS, wanted, "NX")
+        recorded = await self._server.run("GET", PARTITIONS)
+        if int(recorded) != wanted:
+            detail = f"is {wanted}, but this buffer was made with {int(recorded)}; entries would be out of reach. Set it back"
+            raise SettingsError(variable("partitions"), detail)
+
+    async def ping(self) -> None:
+        """Return when the server answers."""
+        await self._server.run("PING")

@@ -1,0 +1,87 @@
+"""What the buffer is given and what it answers: values, matched by whoever asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mollifier.errors import MalformedEntryError
+from mollifier.model import Entry, EntryKind
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The entry is stored, as the `sequence`-th of its environment."""
+
+    run_id: str
+    sequence: int
+
+
+class DuplicateRun(msgspec.Struct, frozen=True):
+    """There already is an entry of this run, in whatever state; nothing changed."""
+
+    run_id: str
+
+
+class DuplicateKey(msgspec.Struct, frozen=True):
+    """The idempotency key is bound to the live entry of another run, `run_id`; nothing changed."""
+
+    run_id: str
+
+
+class KeyClaimed(msgspec.Struct, frozen=True):
+    """Another trigger has claimed one of the keys and has not bound it yet; nothing changed."""
+
+
+AcceptOutcome = Accepted | DuplicateRun | DuplicateKey | KeyClaimed
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """One of the caller's keys, by its digest, and the moment (ms since the epoch) up to which it belongs to the run."""
+
+    digest: str
+    expires_ms: int
+
+
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry to store as QUEUED, and the caller's keys to bind to it, which must be free or claimed by `token`.
+
+    `created_ms` is the trigger's moment, by which lists order held runs. An audit copy expires after `entry_ttl_s`.
+    """
+
+    run_id: str
+    env_id: str
+    org_id: str
+    payload: bytes
+    kind: EntryKind = EntryKind.AUDIT
+    created_ms: int = 0
+    bindings: Sequence[Binding] = ()
+    token: str = ""
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """The key is the claimant's until it binds it, releases it, or takes too long."""
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """The key belongs to the held run `run_id`."""
+
+    run_id: str
+
+
+ClaimOutcome = Claimed | Bound | KeyClaimed
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """One environment that has something due."""
+
+    org_id: str
+    env_id: str
+
+
+class Popped(msgspec.Struct, frozen=True):
+    """What one pop took: entries under a lease, runs whose entry does not parse (now listed as failed), orphan references dropped."""
+
+    entries: tuple[Entry, ...] = ()
+    malformed: tuple[MalformedEntryError, ...] = ()
+    orphans: int = 0

@@ -1,0 +1,32 @@
+"""What every part of the buffer stands on: one server, its scripts, its keys, the settings as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from mollifier.errors import BufferUnavailableError
+from mollifier.keys import Keyspace
+from mollifier.scripts import Scripts
+from mollifier.server import Server
+from mollifier.settings import Settings
+
+T = TypeVar("T")
+
+
+class Part:
+    """One part of a buffer on one server."""
+
+    def __init__(self, server: Server, settings: Callable[[], Settings]) -> None:
+        self._server = server
+        self._settings = settings
+        self._scripts = Scripts(server)
+        self.keyspace = Keyspace(settings().partitions)
+
+
+def one(results: list[T | BufferUnavailableError]) -> T:
+    """Return the one result of a batch of one; raise it when it is a failure."""
+    (result,) = results
+    if isinstance(result, BufferUnavailableError):
+        raise result
+    return result

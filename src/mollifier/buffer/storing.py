@@ -1,0 +1,152 @@
+"""Putting entries in, changing them, and who the callers' keys belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mollifier import scripts
+from mollifier.buffer.outcomes import (
+    Acceptance,
+    Accepted,
+    AcceptOutcome,
+    Binding,
+    Bound,
+    Claimed,
+    ClaimOutcome,
+    DuplicateKey,
+    DuplicateRun,
+    KeyClaimed,
+)
+from mollifier.buffer.part import Part, one
+from mollifier.errors import BufferUnavailableError
+from mollifier.keys import WAKE
+from mollifier.model import Entry, EntryKind
+from mollifier.scripts import Settlement
+
+
+class Storing(Part):
+    """The part of the buffer that the trigger path writes to."""
+
+    async def accept(
+        self,
+        run_id: str,
+        env_id: str,
+        org_id: str,
+        payload: bytes,
+        *,
+        kind: EntryKind = EntryKind.AUDIT,
+        created_ms: int = 0,
+        bindings: Sequence[Binding] = (),
+        token: str = "",
+    ) -> AcceptOutcome:
+        """Store one entry; see `Acceptance`."""
+        return one(
+            await self.accept_many(
+                [
+                    Acceptance(
+                        run_id=run_id,
+                        env_id=env_id,
+                        org_id=org_id,
+                        payload=payload,
+                        kind=kind,
+                        created_ms=created_ms,
+                        bindings=bindings,
+                        token=token,
+                    )
+                ]
+            )
+        )
+
+    async def accept_many(self, entries: Sequence[Acceptance]) -> list[AcceptOutcome | BufferUnavailableError]:
+        """Store entries in one round trip, each by itself: one that cannot be stored harms no other. One outcome each, in order."""
+        replies = await self._scripts.run_many([self._accept(entry) for entry in entries])
+        return [reply if isinstance(reply, BufferUnavailableError) else _accepted(reply) for reply in replies]
+
+    async def claim(self, org_id: str, digest: str, token: str, lifetime_ms: int) -> ClaimOutcome:
+        """Claim one of the caller's keys; see `claim_many`."""
+        (outcome,) = await self.claim_many(org_id, [digest], token, lifetime_ms)
+        return outcome
+
+    async def claim_many(
+        self, org_id: str, digests: Sequence[str], token: str, lifetime_ms: int
+    ) -> Sequence[ClaimOutcome]:
+        """Claim keys of one organization in their order, in one round trip; claiming with the same token again prolongs the claim.
+
+        The first that is somebody else's claim is the last of the answers: none after it has been claimed.
+        """
+        keys = self.keyspace.of(org_id)
+        binding = [keys.idempotency(digest) for digest in digests]
+        replies = await self._scripts.run(scripts.claim(binding=binding, token=token, lifetime_ms=lifetime_ms))
+        return [_claimed(reply) for reply in replies]
+
+    async def release(self, org_id: str, digests: Sequence[str], token: str) -> int:
+        """Give claims back in one round trip; one that is another's by now, or bound, stays. Return how many it were."""
+        keys = self.keyspace.of(org_id)
+        binding = [keys.idempotency(digest) for digest in digests]
+        return await self._scripts.run(scripts.release(binding=binding, token=token))
+
+    async def bound_run(self, org_id: str, digest: str) -> str | None:
+        """Return the held run that the key belongs to, None when it belongs to none."""
+        holder = await self._server.run("GET", self.keyspace.of(org_id).idempotency(digest))
+        return holder.decode().removeprefix("run:") if holder and holder.startswith(b"run:") else None
+
+    async def patch(self, entry: Entry, patch: bytes, *, unbind: Sequence[str] = ()) -> Settlement:
+        """Append a change to a held entry as it was read, freeing the keys with the digests in `unbind`.
+
+        Answers `changed` when it is no longer as it was read, `stale` when its run exists by now, `missing` when it is gone.
+        """
+        keys = self.keyspace.of(entry.org_id)
+        return await self._scripts.run(
+            scripts.patch(
+                entry=keys.entry(entry.run_id),
+                binding=[keys.idempotency(digest) for digest in unbind],
+                run_id=entry.run_id,
+                patches=len(entry.patches),
+                patch=patch,
+            )
+        )
+
+    def _accept(self, entry: Acceptance) -> scripts.Call[scripts.AcceptReply]:
+        keys = self.keyspace.of(entry.org_id)
+        return scripts.accept(
+            entry=keys.entry(entry.run_id),
+            queue=keys.queue(entry.env_id),
+            envs=keys.envs(entry.org_id),
+            orgs=keys.orgs,
+            seq=keys.seq,
+            held=keys.held(entry.env_id),
+            binding=[keys.idempotency(binding.digest) for binding in entry.bindings],
+            run_id=entry.run_id,
+            env_id=entry.env_id,
+            org_id=entry.org_id,
+            kind=entry.kind,
+            payload=entry.payload,
+            ttl_ms=self._settings().entry_ttl_s * 1000 if entry.kind is EntryKind.AUDIT else 0,
+            created_ms=entry.created_ms,
+            token=entry.token,
+            digests=",".join(binding.digest for binding in entry.bindings),
+            wake=WAKE,
+            expires_ms=[binding.expires_ms for binding in entry.bindings],
+        )
+
+
+def _accepted(reply: scripts.AcceptReply) -> AcceptOutcome:
+    match reply:
+        case "accepted", stored, sequence:
+            return Accepted(stored, sequence)
+        case "duplicate_run", stored, _:
+            return DuplicateRun(stored)
+        case "duplicate_key", "", _:
+            return KeyClaimed()
+        case "duplicate_key", winner, _:
+            return DuplicateKey(winner)
+
+
+def _claimed(reply: scripts.ClaimReply) -> ClaimOutcome:
+    match reply:
+        case "claimed", _:
+            return Claimed()
+        case "bound", run_id:
+            return Bound(run_id)
+        case "pending", _:
+            return KeyClaimed()

@@ -1,0 +1,161 @@
+"""Taking entries out: what is due, a pop under a lease, and what to do about leases that ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from mollifier import entries, scripts
+from mollifier.buffer.outcomes import Popped, Ready
+from mollifier.buffer.part import Part
+from mollifier.errors import BufferUnavailableError, MalformedEntryError
+from mollifier.inspection import listed
+from mollifier.keys import WAKE, PartitionKeys
+from mollifier.model import Entry
+from mollifier.scripts import Settlement
+
+_ORPHANS_PER_POP = 100
+
+
+class Taking(Part):
+    """The part of the buffer that a drainer takes from."""
+
+    async def listen(self, on_work: Callable[[], None]) -> None:
+        """Call `on_work` whenever an environment that had nothing queued has something, until cancelled.
+
+        A message may be missed while the connection is away: whoever listens polls too. Raises BufferUnavailableError then.
+        """
+        await self._server.listen(WAKE, on_work)
+
+    async def ready(self, among: Iterable[str] | None = None) -> Mapping[str, tuple[str, ...]]:
+        """Return the environments that have something due now, by organization. Three round trips, whatever their number.
+
+        Given organizations, only their partitions are looked at, which is most of the work where few of many have anything due.
+        """
+        # The server's clock decides what is due: a replica's own, running fast, would take entries before their time.
+        now_ms = await self._server.now_ms()
+        partitions = self.keyspace.partitions if among is None else tuple(dict.fromkeys(map(self.keyspace.of, among)))
+        due = await self._server.run_many([("ZRANGE", keys.orgs, "-inf", now_ms, "BYSCORE") for keys in partitions])
+        organizations = [
+            (keys, org.decode()) for keys, orgs in zip(partitions, due, strict=True) for org in listed(orgs)
+        ]
+        envs = await self._server.run_many(
+            [("ZRANGE", keys.envs(org), "-inf", now_ms, "BYSCORE") for keys, org in organizations]
+        )
+        by_org = {
+            org: tuple(env.decode() for env in listed(found))
+            for (_, org), found in zip(organizations, envs, strict=True)
+        }
+        return {org: found for org, found in by_org.items() if found}
+
+    async def pop(self, org_id: str, env_id: str) -> Entry | None:
+        """Take the oldest entry of one environment under a lease, or None when nothing is due.
+
+        Drops up to 100 references to entries that are gone on the way.
+        """
+        orphans = 0
+        while orphans < _ORPHANS_PER_POP:
+            popped = (await self.pop_many([(Ready(org_id, env_id), 1)]))[0]
+            if isinstance(popped, BufferUnavailableError):
+                raise popped
+            if popped.entries:
+                return popped.entries[0]
+            if not popped.orphans and not popped.malformed:
+                return None
+            orphans += popped.orphans + len(popped.malformed)
+        return None
+
+    async def pop_many(self, shares: Sequence[tuple[Ready, int]]) -> list[Popped | BufferUnavailableError]:
+        """Take up to so many entries of each environment, oldest first, under a lease each. Two round trips in all.
+
+        A fault of one environment is its own answer and harms no other. Another drainer at the same queue may leave fewer.
+        """
+        peeks = [self._peek(ready, limit) for ready, limit in shares]
+        heads = await self._scripts.run_many(peeks)
+        calls = [
+            (index, self._pop(ready, limit, head))
+            for index, ((ready, limit), head) in enumerate(zip(shares, heads, strict=True))
+            if not isinstance(head, BufferUnavailableError)
+        ]
+        results: list[Popped | BufferUnavailableError] = [
+            head if isinstance(head, BufferUnavailableError) else Popped() for head in heads
+        ]
+        replies = await self._scripts.run_many([call for _, call in calls])
+        for (index, _), reply in zip(calls, replies, strict=True):
+            results[index] = reply if isinstance(reply, BufferUnavailableError) else _as_popped(reply)
+        return results
+
+    async def reclaim_expired(self, limit: int = 100) -> int:
+        """Put back entries whose lease ran out (their holder died), up to `limit` per partition; return how many."""
+        now_ms = await self._server.now_ms()
+        partitions = self.keyspace.partitions
+        expired = await self._server.run_many(
+            [("ZRANGE", keys.draining, "-inf", now_ms, "BYSCORE", "LIMIT", 0, limit) for keys in partitions]
+        )
+        stranded = [
+            (keys, run.decode()) for keys, runs in zip(partitions, expired, strict=True) for run in listed(runs)
+        ]
+        owners = await self._server.run_many([("HMGET", keys.entry(run), "org", "env") for keys, run in stranded])
+        calls = [self._reclaim(keys, run, *_owner(owner)) for (keys, run), owner in zip(stranded, owners, strict=True)]
+        return sum(reply == "held" for reply in await self._scripts.run_many(calls))
+
+    def _peek(self, ready: Ready, limit: int) -> scripts.Call[tuple[str, ...]]:
+        keys = self.keyspace.of(ready.org_id)
+        return scripts.peek(queue=keys.queue(ready.env_id), waiting=keys.waiting(ready.env_id), limit=limit)
+
+    def _pop(self, ready: Ready, limit: int, run_ids: Sequence[str]) -> scripts.Call[scripts.PoppedFields]:
+        keys = self.keyspace.of(ready.org_id)
+        return scripts.pop(
+            queue=keys.queue(ready.env_id),
+            waiting=keys.waiting(ready.env_id),
+            envs=keys.envs(ready.org_id),
+            orgs=keys.orgs,
+            draining=keys.draining,
+            failed=keys.failed,
+            seq=keys.seq,
+            entry=[keys.entry(run_id) for run_id in run_ids],
+            env_id=ready.env_id,
+            org_id=ready.org_id,
+            lease_ms=self._settings().lease_ms,
+            take=limit,
+            run_id=run_ids,
+        )
+
+    @staticmethod
+    def _reclaim(keys: PartitionKeys, run_id: str, org_id: str, env_id: str) -> scripts.Call[Settlement]:
+        return scripts.reclaim(
+            entry=keys.entry(run_id),
+            queue=keys.queue(env_id),
+            envs=keys.envs(org_id),
+            orgs=keys.orgs,
+            draining=keys.draining,
+            failed=keys.failed,
+            run_id=run_id,
+            env_id=env_id,
+            org_id=org_id,
+        )
+
+
+def _owner(reply: Any) -> tuple[str, str]:
+    """Return (organization, environment) of an entry; empty names where it is gone or does not read as one."""
+    if isinstance(reply, RedisError) or None in reply:
+        return "", ""
+    return reply[0].decode(), reply[1].decode()
+
+
+def _as_popped(reply: scripts.PoppedFields) -> Popped:
+    taken: list[Entry] = []
+    malformed = [
+        MalformedEntryError(run_id, "fields are missing or of another environment") for run_id in reply.malformed
+    ]
+    for run_id, fields in reply.taken:
+        match entries.parse(run_id, fields, reply.now_ms):
+            case Entry() as entry:
+                taken.append(entry)
+            case MalformedEntryError() as error:
+                malformed.append(error)
+            case None:
+                pass
+    return Popped(tuple(taken), tuple(malformed), reply.dropped)

@@ -25,24 +25,51 @@ async def within(deadline_ms: float, operation: Awaitable[T]) -> T:
     An operation that was cancelled by somebody else has no answer either: that too is a TimeoutError.
     """
     task = asyncio.ensure_future(operation)
-    loop = asyncio.get_running_loop()
-    slice_s = deadline_ms / 1000 / _SLICES
-    spent = 0.0
+    over = asyncio.get_running_loop().create_future()
+    # Callbacks, not awaits: the caller's whole chain of coroutines would else be walked at the end of each slice.
+    slices = _Slices(deadline_ms / 1000 / _SLICES, over)
+    task.add_done_callback(slices.stop)
     try:
-        while spent < _SLICES:
-            started_s = loop.time()
-            done, _ = await asyncio.wait((task,), timeout=slice_s)
-            if done:
-                if task.cancelled():
-                    raise TimeoutError("cancelled before it had an answer")
-                return task.result()
-            late = loop.time() - started_s - slice_s > _LATE_MS / 1000
-            spent += _LATE_WEIGHT if late else 1
-        raise TimeoutError(f"no answer within {deadline_ms:g} ms")
+        await over
+        if not task.done():
+            raise TimeoutError(f"no answer within {deadline_ms:g} ms")
+        if task.cancelled():
+            raise TimeoutError("cancelled before it had an answer")
+        return task.result()
     finally:
+        slices.stop()
         if not task.done():
             task.add_done_callback(_forget)
             task.cancel()
+
+
+class _Slices:
+    """Spends a deadline slice by slice; `over` is done when it is spent, or stopped."""
+
+    def __init__(self, slice_s: float, over: asyncio.Future[None]) -> None:
+        self._loop = over.get_loop()
+        self._slice_s = slice_s
+        self._over = over
+        self._spent = 0.0
+        self._begin()
+
+    def stop(self, _: object = None) -> None:
+        """Spend no more."""
+        self._timer.cancel()
+        if not self._over.done():
+            self._over.set_result(None)
+
+    def _begin(self) -> None:
+        self._began_s = self._loop.time()
+        self._timer = self._loop.call_later(self._slice_s, self._end)
+
+    def _end(self) -> None:
+        late = self._loop.time() - self._began_s - self._slice_s > _LATE_MS / 1000
+        self._spent += _LATE_WEIGHT if late else 1
+        if self._spent < _SLICES:
+            self._begin()
+        else:
+            self.stop()
 
 
 class Breaker:

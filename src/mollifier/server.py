@@ -1,10 +1,16 @@
-"""The buffer's server, seen from here: commands in, raw replies out, one kind of failure."""
+"""The buffer's server, seen from here: commands in, raw replies out, one kind of failure.
+
+Commands that callers send at the same moment travel together, in one pipeline on one connection: in a burst the cost of a round trip
+is shared by all who wait for one. A caller that gives up leaves its command where it is: unsent, it is never sent; on its way, its
+reply is read and thrown away. So no cancellation ever leaves a reply unread on a connection that another caller gets next.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -20,6 +26,16 @@ _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 1.0
 _REPLY_TIMEOUT_S = 5.0
 _LISTEN_TURN_S = 1.0
+_PIPELINES = 8
+"""How many are under way at once; what comes meanwhile waits for the first to return, and goes with what came with it."""
+_PIPELINE_BYTES = 4 * 1024 * 1024
+
+
+class _Question(NamedTuple):
+    """One caller's commands, and where it waits for their replies."""
+
+    commands: Sequence[Command]
+    replies: asyncio.Future[list[Reply]]
 
 
 class Server:
@@ -27,6 +43,9 @@ class Server:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._unsent: deque[_Question] = deque()
+        self._sending: asyncio.Handle | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self, *command: str | bytes | float) -> Reply:
         """Run one command. Raises BufferUnavailableError when there is no answer, or when the answer is an error."""
@@ -42,13 +61,60 @@ class Server:
         """
         if not commands:
             return []
+        loop = asyncio.get_running_loop()
+        question = _Question(commands, loop.create_future())
+        self._unsent.append(question)
+        if self._sending is None:
+            self._sending = loop.call_soon(self._send)
+        return await question.replies
+
+    def _send(self) -> None:
+        """Send what has come up since the last turn of the loop."""
+        self._sending = None
+        while self._unsent and len(self._under_way) < _PIPELINES:
+            questions = self._next_pipeline()
+            if questions:
+                task = asyncio.create_task(self._ask(questions), name="mollifier-pipeline")
+                self._under_way.add(task)
+                task.add_done_callback(self._returned)
+
+    def _next_pipeline(self) -> list[_Question]:
+        questions: list[_Question] = []
+        size_bytes = 0
+        while self._unsent and size_bytes < _PIPELINE_BYTES:
+            question = self._unsent.popleft()
+            if not question.replies.done():
+                questions.append(question)
+                size_bytes += sum(_size_bytes(command) for command in question.commands)
+        return questions
+
+    def _returned(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            self._send()
+
+    async def _ask(self, questions: Sequence[_Question]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType] - the client types no raw command
+        for question in questions:
+            for command in question.commands:
+                pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType] - the client types no raw command
         try:
-            return await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
-            raise BufferUnavailableError(str(error)) from error
+            replies = await pipeline.execute(raise_on_error=False)
+        except Exception as error:  # noqa: BLE001 - each caller raises it for itself
+            for question in questions:
+                if not question.replies.done():
+                    question.replies.set_exception(_as_failure(error))
+            return
+        except BaseException:
+            for question in questions:
+                question.replies.cancel()
+            raise
+        start = 0
+        for question in questions:
+            end = start + len(question.commands)
+            if not question.replies.done():
+                question.replies.set_result(replies[start:end])
+            start = end
 
     async def listen(self, channel: str, on_message: Callable[[], None]) -> None:
         """Call `on_message` for each message of the channel, until cancelled. Raises BufferUnavailableError when it ends otherwise."""
@@ -70,6 +136,19 @@ class Server:
         """Return the server's clock, milliseconds since the epoch."""
         seconds, microseconds = await self.run("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _as_failure(error: Exception) -> Exception:
+    """Return the failure to raise to one caller: a fault of the server's, or of this program's own."""
+    if not isinstance(error, RedisError | OSError):
+        return error
+    failure = BufferUnavailableError(str(error))
+    failure.__cause__ = error
+    return failure
+
+
+def _size_bytes(command: Command) -> int:
+    return sum(len(part) for part in command if isinstance(part, str | bytes))
 
 
 def _cancelled() -> bool:

@@ -9,6 +9,7 @@ import random
 import pytest
 
 from mollifier.buffer import Buffer
+from mollifier.errors import BufferUnavailableError
 from mollifier.server import Server, connect
 from tests.core.support import ORG, SETTINGS, hold
 
@@ -59,6 +60,44 @@ async def test_cancelled_calls_never_leave_their_reply_to_the_next(seed: int, re
                 else:
                     assert outcome is None
                     answered += 1
+
+
+async def reads_by_the_server(server: Server) -> int:
+    info: bytes = await server.run("INFO", "stats")
+    return int(info.split(b"total_reads_processed:")[1].split(b"\r\n")[0])
+
+
+async def test_commands_that_callers_send_at_the_same_moment_travel_together(redis_url: str) -> None:
+    async with connect(redis_url) as redis:
+        server = Server(redis)
+        before = await reads_by_the_server(server)
+
+        replies = await asyncio.gather(*(server.run("ECHO", str(number)) for number in range(200)))
+
+        assert replies == [str(number).encode() for number in range(200)]
+        # One for all the commands, the rest for what a new connection asks and for the count itself.
+        assert await reads_by_the_server(server) - before < 20
+
+
+async def test_a_command_whose_caller_has_given_up_is_not_sent_any_more(redis_url: str) -> None:
+    async with connect(redis_url) as redis:
+        server = Server(redis)
+        call = asyncio.create_task(server.run("SET", "given-up", "1"))
+        await asyncio.sleep(0)
+
+        call.cancel()
+
+        assert await server.run("GET", "given-up") is None
+
+
+async def test_a_fault_is_raised_to_each_caller_by_itself() -> None:
+    async with connect("redis://127.0.0.1:1") as redis:
+        server = Server(redis)
+
+        outcomes = await asyncio.gather(server.run("PING"), server.run("PING"), return_exceptions=True)
+
+        assert [type(outcome) for outcome in outcomes] == [BufferUnavailableError, BufferUnavailableError]
+        assert outcomes[0] is not outcomes[1]
 
 
 async def test_listening_ends_at_whatever_moment_it_is_cancelled(redis_url: str) -> None:

@@ -83,7 +83,11 @@ def _show(started: Started) -> None:
     )
     for line in _examples(where.url, where.api_key):
         console.print(f"  {line}", markup=False, soft_wrap=True)
-    console.print(f"\nEvery route: {where.url}/docs. Stop with Ctrl-C.", markup=False, soft_wrap=True)
+    console.print(
+        f"\nEvery route: {where.url}/docs. Another step of the rollout: --mode. Stop with Ctrl-C.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _examples(url: str, api_key: str) -> tuple[str, ...]:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 _USAGE_EXIT = 2
 
 Trace = Annotated[
-    Path, typer.Argument(metavar="TRACE.csv", help="A CSV file with a header; one row per arrival, in order of time.")
+    Path,
+    typer.Argument(
+        metavar="TRACE.csv",
+        help="A CSV file with a header; one row per arrival, in order of time. Times are dates, or numbers of seconds or an epoch.",
+    ),
 ]
 
 

@@ -50,7 +50,9 @@ def figures(played: Played) -> list[Figure]:
             Figure("hash_mismatches", books.hash_mismatches, "snapshots that came out other than they went in"),
         ]
     every += [
-        Figure("failed_open", books.failed_open, "faults on the trigger path that no caller noticed"),
+        Figure(
+            "failed_open", books.failed_open, "times the gate or the buffer was too slow or away: the trigger passed"
+        ),
         Figure("left_in_buffer", books.left_in_buffer, "entries still queued, waiting, draining or failed"),
         Figure("runs_created", books.runs_created, "runs in the database"),
         Figure("lost", books.lost, "accepted triggers without a run"),

@@ -52,6 +52,7 @@ HELP: Mapping[str, str] = {
     "drain_concurrency": "entries one worker handles at a time",
     "drain_batch_size": "entries of one environment taken in one tick",
     "drain_max_attempts": "attempts after which an entry is given up",
+    "drain_max_reclaims": "how often an entry comes back after its drainer died, before it is given up",
     "drain_max_orgs_per_tick": "organizations served in one tick",
     "drain_shutdown_timeout_ms": "milliseconds a stopping worker waits for entries in hand",
     "drain_poll_interval_ms": "milliseconds between looks at an empty buffer",

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from mollifier.buffer import Buffer, Popped
+from mollifier.buffer import Buffer, Popped, Reclaimed
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.fairness import Rotation
 from mollifier.model import Entry
@@ -406,7 +406,14 @@ class Drainer:
             except Exception as error:  # noqa: BLE001 - the loop outlives any fault
                 self._telemetry.faulted("extend", error)
             try:
-                for _ in range(await self._buffer.reclaim_expired()):
-                    self._telemetry.settled("reclaimed", 0)
+                self._tell_reclaimed(await self._buffer.reclaim_expired())
             except Exception as error:  # noqa: BLE001 - the loop outlives any fault
                 self._telemetry.faulted("reclaim", error)
+
+    def _tell_reclaimed(self, reclaimed: Reclaimed) -> None:
+        for _ in reclaimed.returned:
+            self._telemetry.settled("reclaimed", 0)
+        for run_id in reclaimed.failed:
+            detail = "it came back after each lease that ran out, and whoever took it up died or hung; it is a dead letter now"
+            log.error("mollifier.reclaimed_too_often", extra={"fields": {"run_id": run_id, "detail": detail}})
+            self._telemetry.settled("reclaim_limit", 0)

@@ -24,6 +24,7 @@ from mollifier.server import Command, Server
 T = TypeVar("T")
 Argument = str | bytes | int
 Settlement = Literal["held", "changed", "missing", "stale"]
+ReclaimReply = Literal["held", "failed", "missing", "stale"]
 ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]
 AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key"], str, int]
 
@@ -243,10 +244,22 @@ def extend(*, entry: str, draining: str, run_id: str, lease: int, lease_ms: int)
 
 
 def reclaim(
-    *, entry: str, queue: str, envs: str, orgs: str, draining: str, failed: str, run_id: str, env_id: str, org_id: str
-) -> Call[Settlement]:
-    """Put back an entry whose lease ran out; see `lua/reclaim.lua`."""
-    return Call(load("reclaim"), (entry, queue, envs, orgs, draining, failed), (run_id, env_id, org_id), _settlement)
+    *,
+    entry: str,
+    queue: str,
+    envs: str,
+    orgs: str,
+    draining: str,
+    failed: str,
+    binding: Sequence[str],
+    run_id: str,
+    env_id: str,
+    org_id: str,
+    max_reclaims: int,
+) -> Call[ReclaimReply]:
+    """Put back an entry whose lease ran out, or give it up; see `lua/reclaim.lua`."""
+    keys = (entry, queue, envs, orgs, draining, failed, *binding)
+    return Call(load("reclaim"), keys, (run_id, env_id, org_id, max_reclaims), _reclaimed)
 
 
 # --- reading replies -----------------------------------------------------------------------------------------------
@@ -261,6 +274,10 @@ def _claimed(reply: Any) -> tuple[ClaimReply, ...]:
 
 
 def _settlement(reply: Any) -> Settlement:
+    return reply.decode()
+
+
+def _reclaimed(reply: Any) -> ReclaimReply:
     return reply.decode()
 
 

@@ -22,6 +22,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "drain_concurrency": (1, 10_000),
     "drain_batch_size": (1, 10_000),
     "drain_max_attempts": (1, 1_000),
+    "drain_max_reclaims": (0, 1_000),
     "drain_max_orgs_per_tick": (1, 100_000),
     "drain_shutdown_timeout_ms": (0, 3_600_000),
     "drain_poll_interval_ms": (1, 60_000),
@@ -69,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_concurrency: int = 50
     drain_batch_size: int = 50
     drain_max_attempts: int = 3
+    drain_max_reclaims: int = 10
     drain_max_orgs_per_tick: int = 500
     drain_shutdown_timeout_ms: int = 30_000
     drain_poll_interval_ms: int = 100

@@ -83,7 +83,7 @@ class Telemetry:
         )
 
     def settled(self, outcome: str, dwell_ms: int) -> None:
-        """Count one entry settled by the drainer; `outcome` is acked, requeued, failed, malformed, orphaned, reclaimed or stale."""
+        """Count one entry settled by the drainer; `outcome` says which way it went, as in acked, requeued, failed or reclaimed."""
         self._drained.add(1, {"outcome": outcome})
         if outcome == "acked":
             self._dwell.record(dwell_ms)

@@ -50,7 +50,8 @@ class Taken:
 class ModelBuffer:
     """Entries by run, references by environment, leases and failures by run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_reclaims: int = 10) -> None:
+        self._max_reclaims = max_reclaims
         self.entries: dict[str, Held] = {}
         self.queued: dict[Ready, list[Reference]] = {}
         self.waiting: dict[Ready, list[Reference]] = {}
@@ -124,17 +125,27 @@ class ModelBuffer:
             self._enqueue(place, held.ready, Reference(entry.run_id, held.sequence, far_off))
         return answer
 
-    def reclaim(self, run_ids: Iterable[str]) -> int:
-        """Let these leases have run out; return how many entries come back."""
-        back = 0
+    def reclaim(self, run_ids: Iterable[str]) -> tuple[set[str], set[str]]:
+        """Let these leases have run out; return the runs that come back, and those that did so once too often."""
+        returned, failed = set[str](), set[str]()
         for run_id in run_ids:
             self.draining.pop(run_id)
             held = self.entries.get(run_id)
-            if held is not None:
-                held.state, held.reclaims = EntryState.QUEUED, held.reclaims + 1
+            if held is None:
+                continue
+            held.lease, held.reclaims = 0, held.reclaims + 1
+            if held.reclaims > self._max_reclaims:
+                self._finish(run_id, EntryState.FAILED)
+                held.error = (
+                    f"ReclaimLimit: its lease ran out {held.reclaims} times; whoever handled it died or hung each time"
+                )
+                self.failed[run_id] = held.ready
+                failed.add(run_id)
+            else:
+                held.state = EntryState.QUEUED
                 self._enqueue(self.queued, held.ready, Reference(run_id, held.sequence))
-                back += 1
-        return back
+                returned.add(run_id)
+        return returned, failed
 
     def lose(self, run_id: str) -> None:
         """Have an entry vanish, as by eviction; what names it stays."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.asyncio import Redis
 
-from mollifier.buffer import Buffer
+from mollifier.buffer import Buffer, Reclaimed
 from mollifier.keys import PartitionKeys, idempotency_digest
 from mollifier.model import Entry, EntryKind
 from mollifier.server import Server
@@ -178,7 +178,7 @@ async def test_a_held_entry_reclaimed_among_audit_copies_is_named_for_ever(
     await hold(buffer, "audit")
     assert await ends(redis_client, keys.queue(ENV))
     await expire_lease(redis_client, keys, "held")
-    assert await buffer.reclaim_expired() == 1
+    assert await buffer.reclaim_expired() == Reclaimed(returned=("held",))
     assert await lifetimes(redis_client, naming_keys(keys)) == [None] * 3
 
 

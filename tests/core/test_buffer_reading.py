@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from mollifier.buffer import Buffer
+from mollifier.buffer import Buffer, Reclaimed
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry, EntryKind
@@ -101,7 +101,7 @@ async def test_an_index_of_another_type_crashes_no_reader(
     await execute(redis_client, "SET", other.orgs, "not a sorted set", "EX", 60)
     assert (await buffer.counts()).queued == 1
     assert await buffer.ready() == {ORG: (ENV,)}
-    assert await buffer.reclaim_expired() == 0
+    assert await buffer.reclaim_expired() == Reclaimed()
 
 
 async def test_every_operation_on_a_server_that_is_not_there_is_one_kind_of_error(redis_client: Redis) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from mollifier import scripts
-from mollifier.buffer import Buffer, Ready
+from mollifier.buffer import Buffer, Ready, Reclaimed
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry, EntryKind, EntryState
 from mollifier.scripts import Settlement
@@ -90,7 +90,7 @@ async def test_a_lease_that_was_reclaimed_settles_nothing(
     await hold(buffer, "run")
     stale = await take(buffer)
     await expire_lease(redis_client, keys, "run")
-    assert await buffer.reclaim_expired() == 1
+    assert await buffer.reclaim_expired() == Reclaimed(returned=("run",))
     before = await state_of(redis_client)
     assert await settle(buffer, stale) == "stale"
     assert await state_of(redis_client) == before
@@ -103,7 +103,7 @@ async def test_a_lease_that_another_pop_replaced_settles_nothing(
     await hold(buffer, "run")
     stale = await take(buffer)
     await expire_lease(redis_client, keys, "run")
-    assert await buffer.reclaim_expired() == 1
+    assert await buffer.reclaim_expired() == Reclaimed(returned=("run",))
     holder = await take(buffer)
     assert holder.run_id == "run"
     before = await state_of(redis_client)
@@ -338,7 +338,7 @@ async def test_an_extended_lease_ends_later(buffer: Buffer, redis_client: Redis,
     entry = await take(buffer)
     await expire_lease(redis_client, keys, "run")
     assert await extend_one(buffer, entry) == "held"
-    assert await buffer.reclaim_expired() == 0
+    assert await buffer.reclaim_expired() == Reclaimed()
     assert (await scores_of(redis_client, keys.draining))[b"run"] > await now_ms(redis_client)
 
 
@@ -346,7 +346,7 @@ async def test_a_lease_that_still_runs_is_not_reclaimed(buffer: Buffer, redis_cl
     await hold(buffer, "run")
     await take(buffer)
     before = await state_of(redis_client)
-    assert await buffer.reclaim_expired() == 0
+    assert await buffer.reclaim_expired() == Reclaimed()
     assert await state_of(redis_client) == before
 
 
@@ -363,9 +363,11 @@ async def test_a_lease_that_was_extended_after_it_was_listed_is_not_reclaimed(
         orgs=keys.orgs,
         draining=keys.draining,
         failed=keys.failed,
+        binding=[],
         run_id="run",
         env_id=ENV,
         org_id=ORG,
+        max_reclaims=10,
     )
     assert await scripts.Scripts(Server(redis_client)).run(call) == "stale"
     assert await state_of(redis_client) == before
@@ -377,7 +379,7 @@ async def test_entries_of_a_dead_holder_come_back_to_their_places(
     await hold(buffer, *"abcd")
     for run_id in [(await take(buffer)).run_id for _ in range(3)]:
         await expire_lease(redis_client, keys, run_id)
-    assert await buffer.reclaim_expired() == 3
+    assert await buffer.reclaim_expired() == Reclaimed(returned=("a", "b", "c"))
     assert await buffer.ready() == {ORG: (ENV,)}
     stored = await buffer.get_entry(ORG, "a")
     assert stored is not None
@@ -393,7 +395,8 @@ async def test_a_reclaim_reaches_every_partition(buffer: Buffer, redis_client: R
         await hold(buffer, f"run-of-{org}", env=f"env-of-{org}", org=org)
         await take(buffer, env=f"env-of-{org}", org=org)
         await expire_lease(redis_client, buffer.keyspace.of(org), f"run-of-{org}")
-    assert await buffer.reclaim_expired() == len(organizations)
+    reclaimed = await buffer.reclaim_expired()
+    assert sorted(reclaimed.returned) == sorted(f"run-of-{org}" for org in organizations)
     assert await buffer.ready() == {org: (f"env-of-{org}",) for org in organizations}
 
 
@@ -401,7 +404,8 @@ async def test_reclaims_come_in_bounded_portions(buffer: Buffer, redis_client: R
     await hold(buffer, *"abcde")
     for run_id in [(await take(buffer)).run_id for _ in range(5)]:
         await expire_lease(redis_client, keys, run_id)
-    assert [await buffer.reclaim_expired(limit=2) for _ in range(4)] == [2, 2, 1, 0]
+    portions = [await buffer.reclaim_expired(limit=2) for _ in range(4)]
+    assert [portion.returned for portion in portions] == [("a", "b"), ("c", "d"), ("e",), ()]
     assert await drain_ids(buffer) == list("abcde")
 
 
@@ -412,7 +416,7 @@ async def test_the_lease_of_an_entry_that_is_gone_is_dropped(
     await take(buffer)
     await expire_lease(redis_client, keys, "run")
     await execute(redis_client, "DEL", keys.entry("run"))
-    assert await buffer.reclaim_expired() == 0
+    assert await buffer.reclaim_expired() == Reclaimed()
     assert set(await state_of(redis_client)) == {keys.seq}
 
 
@@ -424,7 +428,7 @@ async def test_an_entry_that_broke_while_it_was_drained_is_listed_as_failed_and_
     await take(buffer)
     await execute(redis_client, "HDEL", keys.entry("run"), field)
     await expire_lease(redis_client, keys, "run")
-    assert await buffer.reclaim_expired() == 0
+    assert await buffer.reclaim_expired() == Reclaimed()
     assert set(await state_of(redis_client)) == {keys.seq, keys.entry("run"), keys.failed}
     assert await buffer.ready() == {}
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from mollifier.buffer import Buffer, Popped, Ready
+from mollifier.buffer import Buffer, Popped, Ready, Reclaimed
 from mollifier.drainer import Backoff, Drainer, Handler, Outcome
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, NonRetryableError
 from mollifier.model import Entry, EntryKind, EntryState
@@ -107,7 +107,7 @@ class FaultyBuffer(Buffer):
         self._maybe_fail("extend")
         return await super().extend_many(entries)
 
-    async def reclaim_expired(self, limit: int = 100) -> int:
+    async def reclaim_expired(self, limit: int = 100) -> Reclaimed:
         self._maybe_fail("reclaim")
         return await super().reclaim_expired(limit)
 
@@ -621,6 +621,27 @@ async def test_entries_that_a_dead_drainer_left_come_back(bench: Bench, redis_cl
     assert bench.outcomes() == {"reclaimed": 1, "acked": 2}
 
 
+async def test_an_entry_that_comes_back_once_too_often_is_told_of_and_handled_no_more(
+    bench: Bench, redis_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.settings = msgspec.structs.replace(SETTINGS, drain_max_reclaims=0)
+    await hold(bench.buffer, "deadly", "next")
+    await take(bench.buffer)
+    await expire_lease(redis_client, bench.buffer.keyspace.of(ORG), "deadly")
+    handler = Handled()
+
+    async def it_is_given_up() -> bool:
+        return await bench.state("deadly") is EntryState.FAILED and await bench.state("next") is EntryState.MATERIALISED
+
+    async with bench.draining(handler):
+        await until(it_is_given_up)
+        await until(idle(bench))
+    assert handler.run_ids == ["next"]
+    assert bench.outcomes() == {"reclaim_limit": 1, "acked": 1}
+    (told,) = [record for record in caplog.records if record.message == "mollifier.reclaimed_too_often"]
+    assert vars(told)["fields"]["run_id"] == "deadly"
+
+
 async def test_every_lease_is_extended_while_its_handler_is_at_work(bench: Bench, redis_client: Redis) -> None:
     bench.settings = msgspec.structs.replace(SETTINGS, drain_concurrency=50)
     organizations = [f"org-{n}" for n in range(12)]
@@ -717,11 +738,11 @@ async def test_a_cancellation_that_gets_lost_on_the_way_ends_the_loops_all_the_s
     asked = asyncio.Event()
 
     class LosesCancellations(FaultyBuffer):
-        async def reclaim_expired(self, limit: int = 100) -> int:
+        async def reclaim_expired(self, limit: int = 100) -> Reclaimed:
             asked.set()
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-            return 0
+            return Reclaimed()
 
     bench = Bench(redis_client, SETTINGS)
     bench.buffer = LosesCancellations(Server(redis_client), lambda: SETTINGS)

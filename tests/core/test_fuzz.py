@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -99,8 +100,9 @@ class BufferHistory:
     def __init__(self, redis: Redis, rng: random.Random) -> None:
         self._redis = redis
         self._rng = rng
-        self._buffer = Buffer(Server(redis), lambda: SETTINGS)
-        self._model = ModelBuffer()
+        limits = msgspec.structs.replace(SETTINGS, drain_max_reclaims=rng.choice([0, 1, 10]))
+        self._buffer = Buffer(Server(redis), lambda: limits)
+        self._model = ModelBuffer(max_reclaims=limits.drain_max_reclaims)
         self._kinds = rng.choice([[EntryKind.AUDIT], [EntryKind.HELD], list(EntryKind)])
         self._popped: list[Entry] = []
         self._names = itertools.count()
@@ -191,7 +193,11 @@ class BufferHistory:
         for run_id in chosen:
             keys = self._buffer.keyspace.of(self._model.draining[run_id].org_id)
             assert await execute(self._redis, "ZADD", keys.draining, "XX", "CH", 1, run_id) == 1
-        assert await self._buffer.reclaim_expired() == self._model.reclaim(chosen)
+        assert await self._reclaimed() == self._model.reclaim(chosen)
+
+    async def _reclaimed(self) -> tuple[set[str], set[str]]:
+        reclaimed = await self._buffer.reclaim_expired()
+        return set(reclaimed.returned), set(reclaimed.failed)
 
     async def _fall_due(self) -> None:
         """Let the not-before moments of some waiting entries have come."""
@@ -277,7 +283,7 @@ class BufferHistory:
         for run_id in sorted(self._model.draining):
             keys = self._buffer.keyspace.of(self._model.draining[run_id].org_id)
             await execute(self._redis, "ZADD", keys.draining, "XX", 1, run_id)
-        assert await self._buffer.reclaim_expired() == self._model.reclaim(sorted(self._model.draining))
+        assert await self._reclaimed() == self._model.reclaim(sorted(self._model.draining))
         for references in self._model.waiting.values():
             for reference in references:
                 reference.far_off = False

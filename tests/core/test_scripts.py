@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from mollifier import scripts
-from mollifier.buffer import Accepted, Buffer, Claimed
+from mollifier.buffer import Accepted, Buffer, Claimed, Reclaimed
 from mollifier.embedded import Stack
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import EntryKind, GateInputs
@@ -184,7 +184,7 @@ async def play_every_script(server: Server, redis: Redis) -> None:
     assert await buffer.requeue(taken["requeued"]) == "held"
     assert await buffer.requeue(taken["waiting"], not_before_ms=1) == "held"
     await expire_lease(redis, keys, "reclaimed")
-    assert await buffer.reclaim_expired() == 1
+    assert await buffer.reclaim_expired() == Reclaimed(returned=("reclaimed",))
     assert await buffer.patch(taken["bound"], b"patch", unbind=[taken["bound"].bindings[0]]) == "held"
     assert await buffer.ack(taken["bound"]) == "changed"
     patched = await buffer.get_entry(ORG, "bound")

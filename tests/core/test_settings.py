@@ -26,6 +26,7 @@ DOCUMENTED: dict[str, Any] = {
     "drain_concurrency": 50,
     "drain_batch_size": 50,
     "drain_max_attempts": 3,
+    "drain_max_reclaims": 10,
     "drain_max_orgs_per_tick": 500,
     "drain_shutdown_timeout_ms": 30_000,
     "drain_poll_interval_ms": 100,
@@ -33,6 +34,7 @@ DOCUMENTED: dict[str, Any] = {
     "entry_ttl_s": 600,
 }
 
+ZERO_HAS_A_MEANING = ["drain_shutdown_timeout_ms", "drain_max_reclaims"]
 NUMBERS = [field.name for field in msgspec.structs.fields(Settings) if field.type in (int, int | None)]
 
 
@@ -53,15 +55,17 @@ def test_a_number_out_of_range_is_refused_with_the_variables_name(name: str, val
     assert isinstance(e.value, MollifierError)
 
 
-@pytest.mark.parametrize("name", [n for n in NUMBERS if n != "drain_shutdown_timeout_ms"])
+@pytest.mark.parametrize("name", [n for n in NUMBERS if n not in ZERO_HAS_A_MEANING])
 def test_zero_is_refused_where_nothing_could_work_with_it(name: str) -> None:
     given: dict[str, Any] = {name: 0}
     with pytest.raises(SettingsError, match=variable(name)):
         Settings(**given)
 
 
-def test_a_shutdown_without_waiting_is_allowed() -> None:
-    assert Settings(drain_shutdown_timeout_ms=0).drain_shutdown_timeout_ms == 0
+@pytest.mark.parametrize("name", ZERO_HAS_A_MEANING)
+def test_zero_is_taken_where_it_means_not_at_all(name: str) -> None:
+    given: dict[str, Any] = {name: 0}
+    assert getattr(Settings(**given), name) == 0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from mollifier.buffer.outcomes import (
     KeyClaimed,
     Popped,
     Ready,
+    Reclaimed,
 )
 from mollifier.buffer.reading import Reading
 from mollifier.buffer.settling import Settling
@@ -45,6 +46,7 @@ __all__ = [
     "KeyClaimed",
     "Popped",
     "Ready",
+    "Reclaimed",
 ]
 
 

@@ -79,6 +79,13 @@ class Ready(msgspec.Struct, frozen=True):
     env_id: str
 
 
+class Reclaimed(msgspec.Struct, frozen=True):
+    """What became of leases that ran out: runs that are queued again, runs given up for having come back too often."""
+
+    returned: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
 class Popped(msgspec.Struct, frozen=True):
     """What one pop took: entries under a lease, runs whose entry does not parse (now listed as failed), orphan references dropped."""
 

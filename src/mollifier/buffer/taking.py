@@ -8,13 +8,12 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from mollifier import entries, scripts
-from mollifier.buffer.outcomes import Popped, Ready
+from mollifier.buffer.outcomes import Popped, Ready, Reclaimed
 from mollifier.buffer.part import Part
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.inspection import listed
 from mollifier.keys import WAKE, PartitionKeys
 from mollifier.model import Entry
-from mollifier.scripts import Settlement
 
 _ORPHANS_PER_POP = 100
 
@@ -87,8 +86,11 @@ class Taking(Part):
             results[index] = reply if isinstance(reply, BufferUnavailableError) else _as_popped(reply)
         return results
 
-    async def reclaim_expired(self, limit: int = 100) -> int:
-        """Put back entries whose lease ran out (their holder died), up to `limit` per partition; return how many."""
+    async def reclaim_expired(self, limit: int = 100) -> Reclaimed:
+        """Put back entries whose lease ran out (their holder died), up to `limit` per partition.
+
+        One that has come back `drain_max_reclaims` times before is given up: it stays, FAILED, and its keys are free.
+        """
         now_ms = await self._server.now_ms()
         partitions = self.keyspace.partitions
         expired = await self._server.run_many(
@@ -97,9 +99,17 @@ class Taking(Part):
         stranded = [
             (keys, run.decode()) for keys, runs in zip(partitions, expired, strict=True) for run in listed(runs)
         ]
-        owners = await self._server.run_many([("HMGET", keys.entry(run), "org", "env") for keys, run in stranded])
-        calls = [self._reclaim(keys, run, *_owner(owner)) for (keys, run), owner in zip(stranded, owners, strict=True)]
-        return sum(reply == "held" for reply in await self._scripts.run_many(calls))
+        found = await self._server.run_many(
+            [("HMGET", keys.entry(run), "org", "env", "bindings") for keys, run in stranded]
+        )
+        calls = [
+            self._reclaim(keys, run, *_reclaimable(fields)) for (keys, run), fields in zip(stranded, found, strict=True)
+        ]
+        replies = await self._scripts.run_many(calls)
+        return Reclaimed(
+            returned=tuple(run for (_, run), reply in zip(stranded, replies, strict=True) if reply == "held"),
+            failed=tuple(run for (_, run), reply in zip(stranded, replies, strict=True) if reply == "failed"),
+        )
 
     def _peek(self, ready: Ready, limit: int) -> scripts.Call[tuple[str, ...]]:
         keys = self.keyspace.of(ready.org_id)
@@ -123,8 +133,9 @@ class Taking(Part):
             run_id=run_ids,
         )
 
-    @staticmethod
-    def _reclaim(keys: PartitionKeys, run_id: str, org_id: str, env_id: str) -> scripts.Call[Settlement]:
+    def _reclaim(
+        self, keys: PartitionKeys, run_id: str, org_id: str, env_id: str, digests: Sequence[str]
+    ) -> scripts.Call[scripts.ReclaimReply]:
         return scripts.reclaim(
             entry=keys.entry(run_id),
             queue=keys.queue(env_id),
@@ -132,17 +143,20 @@ class Taking(Part):
             orgs=keys.orgs,
             draining=keys.draining,
             failed=keys.failed,
+            binding=[keys.idempotency(digest) for digest in digests],
             run_id=run_id,
             env_id=env_id,
             org_id=org_id,
+            max_reclaims=self._settings().drain_max_reclaims,
         )
 
 
-def _owner(reply: Any) -> tuple[str, str]:
-    """Return (organization, environment) of an entry; empty names where it is gone or does not read as one."""
-    if isinstance(reply, RedisError) or None in reply:
-        return "", ""
-    return reply[0].decode(), reply[1].decode()
+def _reclaimable(reply: Any) -> tuple[str, str, Sequence[str]]:
+    """Return (organization, environment, digests) of an entry; empty where it is gone or does not read as one."""
+    if isinstance(reply, RedisError) or None in reply[:2]:
+        return "", "", ()
+    org, env, digests = reply
+    return org.decode(), env.decode(), digests.decode().split(",") if digests else ()
 
 
 def _as_popped(reply: scripts.PoppedFields) -> Popped:

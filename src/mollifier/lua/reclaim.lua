@@ -1,19 +1,24 @@
--- Put an entry whose lease ran out back to its place in the queue.
+-- Put an entry whose lease ran out back to its place in the queue; give it up when that has happened too often.
 --
+-- An entry that whoever handles it dies of would otherwise come back for ever. Reclaims are counted apart from attempts: a crash says
+-- little of the entry, so many of them do.
 -- @include index
 -- @include clock
 -- @include entry
+-- @include settle
 -- KEYS  1 entry     hash: the entry
 --       2 queue     sorted set: the environment's queued runs by sequence
 --       3 envs      sorted set: the organization's environments by due moment
 --       4 orgs      sorted set: the partition's organizations by due moment
 --       5 draining  sorted set: the partition's leased runs by the moment their lease ends
 --       6 failed    sorted set: the partition's failed runs by the moment they failed
+--       7... binding  strings: the keys of the caller's that may be bound to the run
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
--- Returns 'held' (reclaimed) | 'stale' (its lease has not run out) | 'missing' (the lease alone is dropped, and an entry that does
--- not read as one is listed as failed, untouched)
+--       4 max_reclaims  how often an entry may come back
+-- Returns 'held' (reclaimed) | 'failed' (given up) | 'stale' (its lease has not run out) | 'missing' (the
+-- lease alone is dropped, and an entry that does not read as one is listed as failed, untouched)
 local now = now_ms()
 local deadline = redis.call('ZSCORE', KEYS[5], ARGV[1])
 if not deadline or tonumber(deadline) > now then return 'stale' end
@@ -27,9 +32,16 @@ end
 local found = redis.call('HMGET', KEYS[1], 'state', 'seq')
 if found[1] ~= 'DRAINING' then return 'missing' end
 
-redis.call('HSET', KEYS[1], 'state', 'QUEUED')
 redis.call('HDEL', KEYS[1], 'lease')
-redis.call('HINCRBY', KEYS[1], 'reclaims', 1)
+local reclaims = redis.call('HINCRBY', KEYS[1], 'reclaims', 1)
+if reclaims > tonumber(ARGV[4]) then
+  local error = 'ReclaimLimit: its lease ran out ' .. reclaims .. ' times; whoever handled it died or hung each time'
+  redis.call('HSET', KEYS[1], 'state', 'FAILED', 'error', error)
+  add(KEYS[6], string.format('%.0f', now), ARGV[1], ttl)
+  for i = 7, #KEYS do unbind(KEYS[i], ARGV[1]) end
+  return 'failed'
+end
+redis.call('HSET', KEYS[1], 'state', 'QUEUED')
 add(KEYS[2], found[2], ARGV[1], ttl)
 mark_ready(KEYS[3], KEYS[4], ARGV[2], ARGV[3], now, ttl)
 return 'held'

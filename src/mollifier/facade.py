@@ -103,7 +103,8 @@ class Mollifier:
         return by_kind(audit=audit_handler(self.telemetry), held=self._materialiser.handle)
 
     async def aclose(self) -> None:
-        """Close the connections that were opened here."""
+        """Close the connections that were opened here, and log what was only counted so far."""
+        self.telemetry.flush()
         if self._own_redis is not None:
             await self._own_redis.aclose()
 

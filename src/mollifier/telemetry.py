@@ -16,6 +16,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mollifier.model import Decision, Entry, GateInputs, Snapshot
+from mollifier.repeats import RepeatedLog
 
 EVENTS_LOGGER = "mollifier.events"
 _events = logging.getLogger(EVENTS_LOGGER)
@@ -30,7 +31,9 @@ class Telemetry:
         self,
         meter_provider: metrics.MeterProvider | None = None,
         tracer_provider: trace.TracerProvider | None = None,
+        repeated: RepeatedLog | None = None,
     ) -> None:
+        self._repeated = repeated or RepeatedLog(_log)
         meter = (meter_provider or metrics.get_meter_provider()).get_meter("mollifier")
         self.tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer("mollifier")
         self._decisions = meter.create_counter("mollifier.decisions", description="What the gate decided")
@@ -59,7 +62,11 @@ class Telemetry:
     def failed_open(self, part: str, error: BaseException) -> None:
         """Count and log a failure that the trigger path survived; `part` is settings, flag, evaluator or buffer."""
         self._failures.add(1, {"part": part})
-        _log.warning("mollifier.failed_open", extra={"fields": {"part": part, "error": describe(error)}})
+        self._repeated.tell("mollifier.failed_open", part, part=part, error=describe(error))
+
+    def unavailable(self, error: BaseException) -> None:
+        """Log a request that found no store."""
+        self._repeated.tell("mollifier.unavailable", error=describe(error))
 
     def would_mollify(self, snapshot: Snapshot, payload: bytes) -> None:
         """Say that this trigger would have been held; it was not, for the organization is only watched."""
@@ -91,7 +98,11 @@ class Telemetry:
     def faulted(self, operation: str, error: BaseException) -> None:
         """Count and log a fault the drainer survived; `operation` is list, pop, handle, ack, requeue, fail, extend or reclaim."""
         self._tick_failures.add(1, {"operation": operation})
-        _log.warning("mollifier.drain_fault", extra={"fields": {"operation": operation, "error": describe(error)}})
+        self._repeated.tell("mollifier.drain_fault", operation, operation=operation, error=describe(error))
+
+    def flush(self) -> None:
+        """Log what was only counted so far: the process stops."""
+        self._repeated.flush()
 
     def span(self, name: str, attributes: Mapping[str, Any] | None = None, traceparent: str | None = None) -> Any:
         """Open a span as a context manager: in the given caller's trace, else in the current one."""

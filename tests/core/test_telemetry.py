@@ -90,14 +90,14 @@ def test_a_failure_that_was_survived_is_counted_and_logged(
     assert observed.points("mollifier.failed_open") == {labels(part="evaluator"): 1}
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert fields_of(record) == {"part": "evaluator", "error": "BufferUnavailableError: refused"}
+    assert fields_of(record) == {"part": "evaluator", "error": "BufferUnavailableError: refused", "times": 1}
 
 
 def test_a_drainers_fault_is_counted_and_logged(observed: Observed, caplog: pytest.LogCaptureFixture) -> None:
     observed.telemetry.faulted("pop", BufferUnavailableError("refused"))
     assert observed.points("mollifier.drain.faults") == {labels(operation="pop"): 1}
     (record,) = caplog.records
-    assert fields_of(record) == {"operation": "pop", "error": "BufferUnavailableError: refused"}
+    assert fields_of(record) == {"operation": "pop", "error": "BufferUnavailableError: refused", "times": 1}
 
 
 def test_a_settled_entry_is_counted_and_its_dwell_measured_once_it_is_acked(observed: Observed) -> None:

@@ -21,6 +21,7 @@ from mollifier.errors import (
     MollifierError,
     NotFoundError,
 )
+from mollifier.http.services import services_of
 from mollifier.telemetry import describe
 
 MEDIA_TYPE = "application/problem+json"
@@ -85,7 +86,7 @@ def problem(
     )
 
 
-def of_ours(_request: Request[Any, Any, Any], error: MollifierError) -> Response[bytes]:
+def of_ours(request: Request[Any, Any, Any], error: MollifierError) -> Response[bytes]:
     """Answer what Mollifier raises on purpose."""
     match error:
         case InvalidRequestError(errors=errors):
@@ -100,11 +101,11 @@ def of_ours(_request: Request[Any, Any, Any], error: MollifierError) -> Response
             errors = [FieldError(field, str(error))] if field else []
             return problem(status, str(error), errors, headers)
         case EngineUnavailableError() | BufferUnavailableError():
-            log.warning("mollifier.unavailable", extra={"fields": {"error": describe(error)}})
+            services_of(request).mollifier.telemetry.unavailable(error)
             detail = f"The store behind this API cannot be reached now; try again in {RETRY_AFTER_S} seconds."
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
         case _:
-            return of_anything(_request, error)
+            return of_anything(request, error)
 
 
 def of_framework(_request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

@@ -14,6 +14,7 @@ from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.postgres.migrate import migrate_async
 from mollifier.settings import Settings
+from mollifier.telemetry import Telemetry
 
 TASK = "send-invoice"
 
@@ -29,7 +30,7 @@ class House(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def house(*, enabled: bool = True) -> AsyncGenerator[House]:
+async def house(*, enabled: bool = True, telemetry: Telemetry | None = None) -> AsyncGenerator[House]:
     """Start servers that keep what they are told (fsync, append-only file), and a Mollifier that never passes a trigger by mistake."""
     async with EmbeddedStack(durable=True) as stack:
         await migrate_async(stack.database_url)
@@ -40,12 +41,11 @@ async def house(*, enabled: bool = True) -> AsyncGenerator[House]:
             database_url=stack.database_url,
             gate_deadline_ms=5_000,
             accept_deadline_ms=5_000,
-            drain_concurrency=100,
         )
         async with Database(stack.database_url) as database:
             await record_tasks(database, {TASK: "benchmarks"})
             engine = PostgresRunEngine(database)
-            mollifier = Mollifier(settings, engine=engine, tasks=PostgresTaskCatalog(database))
+            mollifier = Mollifier(settings, engine=engine, tasks=PostgresTaskCatalog(database), telemetry=telemetry)
             try:
                 yield House(stack, settings, database, engine, mollifier)
             finally:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 Argument = str | bytes | int
 Settlement = Literal["held", "changed", "missing", "stale"]
 ReclaimReply = Literal["held", "failed", "missing", "stale"]
+_VERDICTS: Mapping[str, Settlement] = {"held": "held", "changed": "changed", "missing": "missing", "stale": "stale"}
 ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]
 AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key"], str, int]
 
@@ -174,18 +175,10 @@ def pop(
 
 
 def ack(
-    *,
-    entry: str,
-    draining: str,
-    held: str,
-    binding: Sequence[str],
-    run_id: str,
-    lease: int,
-    grace_ms: int,
-    patches: int,
-) -> Call[Settlement]:
-    """Settle an entry whose run exists; see `lua/ack.lua`."""
-    return Call(load("ack"), (entry, draining, held, *binding), (run_id, lease, grace_ms, patches), _settlement)
+    *, draining: str, held: str, entries: Sequence[str], grace_ms: int, runs: Sequence[str]
+) -> Call[tuple[Settlement | BufferUnavailableError, ...]]:
+    """Settle entries of one environment whose runs exist; see `lua/ack.lua`. Each has its own answer, in order."""
+    return Call(load("ack"), (draining, held, *entries), (grace_ms, *runs), _settlements)
 
 
 def requeue(
@@ -279,6 +272,11 @@ def _settlement(reply: Any) -> Settlement:
 
 def _reclaimed(reply: Any) -> ReclaimReply:
     return reply.decode()
+
+
+def _settlements(reply: Any) -> tuple[Settlement | BufferUnavailableError, ...]:
+    texts = _texts(reply)
+    return tuple(_VERDICTS.get(text) or BufferUnavailableError(text) for text in texts)
 
 
 def _texts(reply: Any) -> tuple[str, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from mollifier.buffer import Buffer, Popped, Ready
+from mollifier.buffer import Acceptance, Buffer, Popped, Ready
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry, EntryKind, EntryState
@@ -66,11 +67,38 @@ async def test_one_call_pops_many_environments_each_its_share(buffer: Buffer) ->
     assert [ids(one) for one in popped if isinstance(one, Popped)] == [["b1"], ["a1", "a2"], []]
 
 
-async def test_every_pop_gives_a_lease_of_its_own(buffer: Buffer) -> None:
-    await hold(buffer, *"abc")
-    popped = await pop_some(buffer, 2)
-    leases = [entry.lease for entry in popped.entries] + [(await take(buffer)).lease]
-    assert len(set(leases)) == 3
+async def test_every_pop_gives_a_lease_of_its_own_to_all_that_it_takes(buffer: Buffer) -> None:
+    await hold(buffer, *"abcd")
+    first, second = await pop_some(buffer, 2), await pop_some(buffer, 2)
+    leases = [{entry.lease for entry in popped.entries} for popped in (first, second)]
+    assert [len(lease) for lease in leases] == [1, 1]
+    assert leases[0] != leases[1]
+
+
+async def test_a_pop_of_more_than_a_script_writes_at_once_takes_them_all(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    names = [f"run-{n:04}" for n in range(1_203)]
+    await buffer.accept_many([Acceptance(run_id=name, env_id=ENV, org_id=ORG, payload=b"") for name in names])
+    popped = await pop_some(buffer, 1_201)
+    assert ids(popped) == names[:1_201]
+    leased: Any = await execute(redis_client, "ZRANGE", keys.draining, 0, -1)
+    assert sorted(leased) == [name.encode() for name in names[:1_201]]
+    assert await buffer.ack_many(popped.entries) == ["held"] * 1_201
+    assert await execute(redis_client, "EXISTS", keys.draining) == 0
+    assert await drain_ids(buffer) == names[1_201:]
+
+
+async def test_a_server_whose_memory_is_full_gives_out_what_it_holds(buffer: Buffer, redis_client: Redis) -> None:
+    await hold(buffer, "waiting", "next", kind=EntryKind.HELD)
+    assert await buffer.requeue(await take(buffer), not_before_ms=1) == "held"
+    await execute(redis_client, "CONFIG", "SET", "maxmemory", 1)
+    try:
+        with pytest.raises(BufferUnavailableError):
+            await buffer.accept("refused", ENV, ORG, b"")
+        assert await drain_ids(buffer) == ["waiting", "next"]
+    finally:
+        await execute(redis_client, "CONFIG", "SET", "maxmemory", 0)
 
 
 async def test_concurrent_pops_take_every_entry_once(buffer: Buffer) -> None:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from mollifier import scripts
 from mollifier.buffer import Buffer, Ready, Reclaimed
+from mollifier.errors import BufferUnavailableError
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry, EntryKind, EntryState
 from mollifier.scripts import Settlement
@@ -158,6 +159,61 @@ async def test_after_an_ack_nothing_but_the_entry_is_left(
     await buffer.accept("run", ENV, ORG, b"", kind=EntryKind.HELD, bindings=bound("task", "key"))
     assert await buffer.ack(await take(buffer)) == "held"
     assert set(await state_of(redis_client)) == {keys.seq, keys.entry("run")}
+
+
+@pytest.mark.leaves_keys
+async def test_a_batch_of_acks_answers_for_each_entry_in_its_place(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "one", "patched", "gone", "stale", kind=EntryKind.HELD)
+    await hold(buffer, "other", env="elsewhere", org="elsewhere", kind=EntryKind.HELD)
+    one, patched, gone, stale = [await take(buffer) for _ in range(4)]
+    other = await take(buffer, env="elsewhere", org="elsewhere")
+    assert await buffer.patch(patched, b"patch") == "held"
+    await execute(redis_client, "DEL", keys.entry("gone"))
+    assert await buffer.requeue(stale) == "held"
+    assert await buffer.ack_many([stale, one, other, gone, patched]) == ["stale", "held", "held", "missing", "changed"]
+    assert [(await entry_of(buffer, name)).state for name in ("one", "patched", "stale")] == [
+        EntryState.MATERIALISED,
+        EntryState.DRAINING,
+        EntryState.QUEUED,
+    ]
+    leased = {key: value for key, value in (await state_of(redis_client)).items() if key.endswith(":draining")}
+    assert {run_id for members in leased.values() for run_id, _ in members} == {b"patched"}
+
+
+async def test_an_entry_that_was_overwritten_is_refused_and_its_neighbours_in_the_batch_are_settled(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "a", "broken", "b")
+    entries = [await take(buffer) for _ in range(3)]
+    await execute(redis_client, "SET", keys.entry("broken"), "no hash", "EX", 60)
+    first, refusal, last = await buffer.ack_many(entries)
+    assert (first, last) == ("held", "held")
+    assert isinstance(refusal, BufferUnavailableError)
+    assert "WRONGTYPE" in str(refusal)
+    assert await execute(redis_client, "ZRANGE", keys.draining, 0, -1) == [b"broken"]
+
+
+async def test_a_batch_of_acks_frees_the_keys_of_each_entry_and_no_others(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await buffer.accept("two", ENV, ORG, b"", kind=EntryKind.HELD, bindings=[*bound("task", "a"), *bound("task", "b")])
+    await hold(buffer, "none")
+    await buffer.accept("one", ENV, ORG, b"", kind=EntryKind.HELD, bindings=bound("task", "c"))
+    await buffer.accept("kept", ENV, ORG, b"", kind=EntryKind.HELD, bindings=bound("task", "d"))
+    entries = [await take(buffer) for _ in range(3)]
+    assert await buffer.ack_many(entries) == ["held"] * 3
+    (kept,) = bound("task", "d")
+    left = {key for key in await state_of(redis_client) if ":idempotency:" in key}
+    assert left == {keys.idempotency(kept.digest)}
+    assert await buffer.ack(await take(buffer)) == "held"
+
+
+async def entry_of(buffer: Buffer, run_id: str) -> Entry:
+    entry = await buffer.get_entry(ORG, run_id)
+    assert entry is not None
+    return entry
 
 
 # --- requeue -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,9 @@ from mollifier.keys import PartitionKeys
 from mollifier.model import Entry
 from mollifier.scripts import Settlement
 
+_AT_ONCE = 100
+"""How many entries one script settles: it keeps the server from everybody else for so long."""
+
 
 class Settling(Part):
     """The part of the buffer that the holder of a lease reports to."""
@@ -21,20 +24,32 @@ class Settling(Part):
         Answers `changed`, and settles nothing, for an entry that has been patched since it was read.
         """
         grace_ms = self._settings().ack_grace_ttl_s * 1000
-        return await self._scripts.run_many(
-            [
-                scripts.ack(
-                    entry=keys.entry(entry.run_id),
-                    draining=keys.draining,
-                    held=keys.held(entry.env_id),
-                    binding=_bindings(keys, entry),
-                    run_id=entry.run_id,
-                    lease=entry.lease,
-                    grace_ms=grace_ms,
-                    patches=len(entry.patches),
-                )
-                for keys, entry in self._with_keys(entries)
-            ]
+        by_environment: dict[tuple[str, str], list[int]] = {}
+        for index, entry in enumerate(entries):
+            by_environment.setdefault((entry.org_id, entry.env_id), []).append(index)
+        groups = [
+            indexes[i : i + _AT_ONCE] for indexes in by_environment.values() for i in range(0, len(indexes), _AT_ONCE)
+        ]
+        replies = await self._scripts.run_many(
+            [self._ack([entries[index] for index in indexes], grace_ms) for indexes in groups]
+        )
+        settled: dict[int, Settlement | BufferUnavailableError] = {}
+        for indexes, reply in zip(groups, replies, strict=True):
+            verdicts = [reply] * len(indexes) if isinstance(reply, BufferUnavailableError) else reply
+            settled.update(zip(indexes, verdicts, strict=True))
+        return [settled[index] for index in range(len(entries))]
+
+    def _ack(
+        self, entries: Sequence[Entry], grace_ms: int
+    ) -> scripts.Call[tuple[Settlement | BufferUnavailableError, ...]]:
+        keys, environment = self.keyspace.of(entries[0].org_id), entries[0].env_id
+        names: list[str] = []
+        runs: list[str] = []
+        for entry in entries:
+            names += (keys.entry(entry.run_id), *_bindings(keys, entry))
+            runs += (entry.run_id, str(entry.lease), str(len(entry.patches)), str(len(entry.bindings)))
+        return scripts.ack(
+            draining=keys.draining, held=keys.held(environment), entries=names, grace_ms=grace_ms, runs=runs
         )
 
     async def ack(self, entry: Entry) -> Settlement:

@@ -11,10 +11,11 @@
 local due = redis.call('ZRANGE', KEYS[2], '-inf', string.format('%.0f', now_ms()), 'BYSCORE', 'LIMIT', 0, 1000)
 if #due > 0 then
   local ttl = ttl_of(KEYS[2])
+  -- Taken away first: a server whose memory is full lets a script go on only from there.
+  redis.call('ZREM', KEYS[2], unpack(due))
   for _, member in ipairs(due) do
     local colon = string.find(member, ':', 1, true)
     add(KEYS[1], string.sub(member, 1, colon - 1), string.sub(member, colon + 1), ttl)
   end
-  redis.call('ZREM', KEYS[2], unpack(due))
 end
 return redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)

@@ -3,16 +3,18 @@
 -- Takes from the head only while the head is one of the declared entries, so first-in-first-out holds among many drainers.
 -- A reference whose entry is gone is dropped; one whose entry does not read as an entry goes to the failed list, untouched.
 -- With no entry declared it takes none, and takes an environment that has nothing left out of the ready index.
+-- The first thing written takes something away: a server whose memory is full lets a script go on only from there.
 -- @include index
 -- @include clock
 -- @include entry
+-- @include many
 -- KEYS  1 queue     sorted set: the environment's queued runs by sequence
 --       2 waiting   sorted set: '<sequence>:<run_id>' by not-before moment
 --       3 envs      sorted set: the organization's environments by due moment
 --       4 orgs      sorted set: the partition's organizations by due moment
 --       5 draining  sorted set: the partition's leased runs by the moment their lease ends
 --       6 failed    sorted set: the partition's failed runs by the moment they failed
---       7 seq       string: the partition's counter, here for leases
+--       7 seq       string: the partition's counter, here for the lease
 --       8... entry  hashes: the entries of the named runs, in the order of ARGV
 -- ARGV  1 env_id
 --       2 org_id
@@ -24,26 +26,46 @@ local entry_of = {}
 for i = 8, #KEYS do entry_of[ARGV[i - 3]] = KEYS[i] end
 
 local now = now_ms()
-local deadline = string.format('%.0f', now + ARGV[3])
-local taken, malformed, dropped = {}, {}, 0
+local leaving, taking, malformed, dropped = {}, {}, {}, 0
 local head = #KEYS > 7 and redis.call('ZRANGE', KEYS[1], 0, #KEYS - 8) or {}
 for _, run_id in ipairs(head) do
   local entry = entry_of[run_id]
-  if not entry or #taken == tonumber(ARGV[4]) then break end
-  redis.call('ZREM', KEYS[1], run_id)
-  if redis.call('EXISTS', entry) == 0 then
+  if not entry or #taking == tonumber(ARGV[4]) then break end
+  leaving[#leaving + 1] = run_id
+  local fields = fields_of(entry)
+  if not fields then
     dropped = dropped + 1
-  elseif not reads_as_entry(entry, ARGV[1], ARGV[2]) then
-    add(KEYS[6], string.format('%.0f', now), run_id, ttl_of(entry))
+  elseif not read_as_entry(fields, ARGV[1], ARGV[2]) then
     malformed[#malformed + 1] = run_id
   else
-    redis.call('HSET', entry, 'state', 'DRAINING', 'lease', redis.call('INCR', KEYS[7]))
-    redis.call('HDEL', entry, 'not_before_ms')
-    add(KEYS[5], deadline, run_id, ttl_of(entry))
-    local fields = redis.call('HGETALL', entry)
-    table.insert(fields, 1, run_id)
-    taken[#taken + 1] = fields
+    taking[#taking + 1] = {run_id, fields}
   end
+end
+
+remove_many(KEYS[1], leaving)
+for _, run_id in ipairs(malformed) do
+  add(KEYS[6], string.format('%.0f', now), run_id, ttl_of(entry_of[run_id]))
+end
+local taken = {}
+if #taking > 0 then
+  local deadline, lease = string.format('%.0f', now + ARGV[3]), string.format('%.0f', redis.call('INCR', KEYS[7]))
+  local leased, lifetime, forever = {}, 0, false
+  for i, of in ipairs(taking) do
+    local run_id, fields = unpack(of)
+    local entry = entry_of[run_id]
+    redis.call('HSET', entry, 'state', 'DRAINING', 'lease', lease)
+    if fields.not_before_ms then redis.call('HDEL', entry, 'not_before_ms') end
+    fields.state, fields.lease, fields.not_before_ms = 'DRAINING', lease, nil
+    if fields.kind == 'held' then forever = true else lifetime = math.max(lifetime, ttl_of(entry)) end
+    leased[#leased + 1] = deadline
+    leased[#leased + 1] = run_id
+    taken[i] = {run_id}
+    for name, value in pairs(fields) do
+      table.insert(taken[i], name)
+      table.insert(taken[i], value)
+    end
+  end
+  add_many(KEYS[5], leased, forever and 0 or lifetime)
 end
 refresh_ready(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2])
 return {now, taken, malformed, dropped}

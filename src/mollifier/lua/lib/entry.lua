@@ -4,11 +4,24 @@ local function is_number(text)
   return #text > 0 and #text <= 15 and not string.find(text, '%D')
 end
 
--- Whether the hash is an entry of this environment and organization whose every field will parse.
+-- The fields of a hash by name, nil when there is no such key; of a key that is no hash there are none.
+local function fields_of(entry)
+  local flat = redis.pcall('HGETALL', entry)
+  local fields = {}
+  if flat.err then return fields end
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return next(fields) and fields
+end
+
+-- Whether these are the fields of an entry of this environment and organization, every one of which will parse.
+local function read_as_entry(fields, env, org)
+  return fields.env == env and fields.org == org and (fields.kind == 'audit' or fields.kind == 'held')
+    and is_number(fields.seq or '') and is_number(fields.accepted_ms or '')
+    and is_number(fields.attempts or '0') and is_number(fields.reclaims or '0')
+    and not string.find(fields.idempotency or '', '%X') and fields.payload ~= nil
+end
+
+-- Whether the hash is such an entry.
 local function reads_as_entry(entry, env, org)
-  local found = redis.pcall('HMGET', entry, 'env', 'org', 'kind', 'seq', 'accepted_ms', 'attempts', 'reclaims', 'idempotency')
-  return not found.err and found[1] == env and found[2] == org and (found[3] == 'audit' or found[3] == 'held')
-    and is_number(found[4] or '') and is_number(found[5] or '')
-    and is_number(found[6] or '0') and is_number(found[7] or '0')
-    and not string.find(found[8] or '', '%X') and redis.call('HEXISTS', entry, 'payload') == 1
+  return read_as_entry(fields_of(entry) or {}, env, org)
 end

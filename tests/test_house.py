@@ -31,6 +31,7 @@ EDGES = {
         "cli",
         "config",
         "development",
+        "doctor",
         "embedded",
         "http",
         "play",

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +75,17 @@ def has_event(caplog: pytest.LogCaptureFixture, name: str) -> Callable[[], bool]
     return lambda: bool(events(caplog, name))
 
 
+def happened(caplog: pytest.LogCaptureFixture, name: str) -> Callable[[], Awaitable[bool]]:
+    async def has_happened() -> bool:
+        return has_event(caplog, name)()
+
+    return has_happened
+
+
+def fields_of(caplog: pytest.LogCaptureFixture, name: str) -> list[dict[str, Any]]:
+    return [getattr(record, "fields", {}) for record in events(caplog, name)]
+
+
 async def hold(buffer: Buffer, *run_ids: str) -> None:
     for run_id in run_ids:
         snapshot = Snapshot(
@@ -133,7 +144,8 @@ async def test_a_worker_without_a_buffer_has_nothing_to_warn_of(
     async with working(Settings(database_url=database_url, tasks=TASKS)):
         pass
 
-    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+    warned = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert set(warned) <= {"mollifier.finding"}
 
 
 async def test_a_worker_that_does_not_drain_warns_of_the_entries_it_leaves(
@@ -151,6 +163,54 @@ async def test_a_worker_that_does_not_drain_warns_of_the_entries_it_leaves(
     (warning,) = events(caplog, "mollifier.nobody_drains")
     assert getattr(warning, "fields", {})["entries"] == 1
     assert (await buffer.counts()).queued == 1
+
+
+async def test_a_worker_examines_the_servers_when_it_starts_and_logs_what_would_lose_data(
+    redis_url: str, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(redis_url=redis_url, database_url=database_url, tasks=TASKS, enabled=True, divert=True)
+
+    with caplog.at_level(logging.INFO):
+        async with working(settings):
+            await until(happened(caplog, "mollifier.examined"))
+
+    found = {fields["check"]: fields for fields in fields_of(caplog, "mollifier.finding")}
+    # The servers of these tests keep nothing on disk; that nobody drains is not said of a worker about to.
+    assert found.keys() == {"buffer.persistence", "database.durability"}
+    assert found["buffer.persistence"]["severity"] == "critical"
+    assert "appendonly yes" in found["buffer.persistence"]["fix"]
+    assert {record.levelno for record in events(caplog, "mollifier.finding")} == {logging.ERROR}
+    (examined,) = fields_of(caplog, "mollifier.examined")
+    assert examined["critical"] == 2
+
+
+async def test_a_worker_whose_servers_are_away_is_told_so_and_works_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(
+        redis_url=f"unix://{tmp_path}/nobody", database_url="postgresql://127.0.0.1:1/none", tasks=TASKS, enabled=True
+    )
+    stop = asyncio.Event()
+    with caplog.at_level(logging.INFO):
+        running = asyncio.create_task(run_worker_process(settings, stop=stop))
+        await until(happened(caplog, "mollifier.examined"))
+
+    checks = {fields["check"] for fields in fields_of(caplog, "mollifier.finding")}
+    assert {"buffer.reachable", "database.reachable"} <= checks
+    assert not running.done()
+    stop.set()
+    await asyncio.wait_for(running, 20)
+
+
+async def test_a_defect_of_the_doctor_costs_no_worker(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("mollifier.worker.diagnose", fail)
+    async with working(Settings(database_url=database_url, tasks=TASKS)):
+        await until(happened(caplog, "mollifier.boot_fault"))
 
 
 async def test_a_worker_waits_for_a_buffer_that_is_away_at_boot_and_stops_when_told(

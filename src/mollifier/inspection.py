@@ -15,6 +15,9 @@ from mollifier.keys import Keyspace, PartitionKeys
 from mollifier.model import Entry
 from mollifier.server import Server
 
+STALLED_MS = 30_000
+"""A queued entry that is older than this waits longer than any drainer at work lets it."""
+
 
 class Counts(msgspec.Struct, frozen=True):
     """How much the buffer holds. `oldest_ms` is the age of the longest-held queued entry, None when nothing is queued."""

@@ -26,7 +26,7 @@ _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 1.0
 _REPLY_TIMEOUT_S = 5.0
 _LISTEN_TURN_S = 1.0
-_PIPELINES = 8
+PIPELINES = 8
 """How many are under way at once; what comes meanwhile waits for the first to return, and goes with what came with it."""
 _PIPELINE_BYTES = 4 * 1024 * 1024
 
@@ -71,7 +71,7 @@ class Server:
     def _send(self) -> None:
         """Send what has come up since the last turn of the loop."""
         self._sending = None
-        while self._unsent and len(self._under_way) < _PIPELINES:
+        while self._unsent and len(self._under_way) < PIPELINES:
             questions = self._next_pipeline()
             if questions:
                 task = asyncio.create_task(self._ask(questions), name="mollifier-pipeline")

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
+import msgspec
 from opentelemetry import trace
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from mollifier.buffer import Buffer
+from mollifier.doctor import Severity, diagnose
 from mollifier.drainer import Backoff, Drainer
 from mollifier.errors import BufferUnavailableError, SettingsError
 from mollifier.facade import Mollifier
@@ -31,6 +34,9 @@ from mollifier.tasks import discover
 from mollifier.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
+
+_LOGGED = {Severity.WARNING: logging.WARNING, Severity.CRITICAL: logging.ERROR}
+"""What of the doctor's findings has a line of its own, and at which level."""
 
 
 async def run_worker_process(
@@ -65,6 +71,8 @@ async def run_worker_process(
             ),
             name="mollifier-execute",
         )
+        # Beside the start, which waits for servers that are away: what is wrong with them is told meanwhile.
+        stack.push_async_callback(_ended, asyncio.create_task(_examine(settings, database), name="mollifier-doctor"))
         drainer = await _start_drainer(settings, telemetry or Telemetry(), stop, database, stack)
         log.info(
             "mollifier.worker_started", extra={"fields": {"tasks": sorted(tasks), "draining": drainer is not None}}
@@ -140,6 +148,32 @@ async def _warn_of_entries(settings: Settings, redis_url: str) -> None:
         log.warning("mollifier.boot_fault", extra={"fields": {"operation": "count entries", "error": str(error)}})
     finally:
         await redis.aclose()
+
+
+async def _examine(settings: Settings, database: Database) -> None:
+    """Log what the doctor finds, warnings and worse one by one. Switched off, the buffer's server is not asked."""
+    redis = connect(settings.redis_url) if settings.redis_url and (settings.enabled or settings.drains) else None
+    try:
+        server = Server(redis) if redis is not None else None
+        findings = await diagnose(settings, server=server, database=database, starting=True)
+        for finding in findings:
+            if finding.severity in _LOGGED:
+                log.log(
+                    _LOGGED[finding.severity], "mollifier.finding", extra={"fields": msgspec.structs.asdict(finding)}
+                )
+        counts = Counter(finding.severity.value for finding in findings)
+        log.info("mollifier.examined", extra={"fields": dict(counts)})
+    except Exception:
+        # The doctor is there to help: no defect of its own costs a worker.
+        log.exception("mollifier.boot_fault", extra={"fields": {"operation": "examine"}})
+    finally:
+        if redis is not None:
+            await redis.aclose()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
 
 
 async def _claim_layout(buffer: Buffer, stop: asyncio.Event) -> bool:

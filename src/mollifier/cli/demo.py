@@ -204,6 +204,7 @@ def _next_steps(mode: Mode) -> tuple[str, ...]:
         "mollifier dev": "keep all of this running, with an API key to use",
         f"mollifier demo --mode {another}": "the same burst at another step of the rollout",
         "mollifier replay FILE --embedded": "arrivals of your own, from a CSV file",
+        "mollifier doctor": "check servers of your own for what would lose data or hurt",
     }
     return (
         *(f"{command:<34}{what}" for command, what in commands.items()),

@@ -88,6 +88,7 @@ def _show(started: Started) -> None:
         markup=False,
         soft_wrap=True,
     )
+    console.print("Going to servers of your own? `mollifier doctor` checks them first.", markup=False, soft_wrap=True)
 
 
 def _examples(url: str, api_key: str) -> tuple[str, ...]:

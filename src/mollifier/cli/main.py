@@ -16,6 +16,7 @@ from mollifier.cli import environments, flags, keys, organizations, projects
 from mollifier.cli.audit import audit
 from mollifier.cli.demo import demo
 from mollifier.cli.dev import dev
+from mollifier.cli.doctor import doctor
 from mollifier.cli.migrate import migrate
 from mollifier.cli.output import note, print_text
 from mollifier.cli.replay import replay
@@ -78,6 +79,7 @@ app.command(rich_help_panel=_TRYING)(replay)
 app.command(rich_help_panel=_SERVERS)(serve)
 app.command(rich_help_panel=_SERVERS)(worker)
 app.command(rich_help_panel=_SERVERS)(migrate)
+app.command(rich_help_panel=_CHECKS)(doctor)
 app.command(rich_help_panel=_CHECKS)(audit)
 app.command(rich_help_panel=_CHECKS)(settings)
 app.add_typer(organizations.app, name="org", rich_help_panel=_ADMINISTRATION)

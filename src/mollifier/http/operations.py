@@ -14,12 +14,10 @@ from mollifier.errors import MollifierError
 from mollifier.http.openapi import documented
 from mollifier.http.render import json_response
 from mollifier.http.services import Services, services_of
-from mollifier.inspection import Counts
+from mollifier.inspection import STALLED_MS, Counts
 from mollifier.postgres.presence import count_workers
 
 PROBE_DEADLINE_S = 2.0
-STALLED_MS = 30_000
-"""A queued entry that is older than this waits longer than any drainer at work lets it."""
 
 T = TypeVar("T")
 State = Literal["ok", "degraded", "down", "off"]

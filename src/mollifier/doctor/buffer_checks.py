@@ -1,0 +1,292 @@
+"""Checks of the buffer's server: does what is held survive, does it fit, and is the server ours alone?
+
+Held entries are the only copies of their triggers, audit copies are not: so what loses them is critical where triggers are diverted,
+and a warning elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mollifier.doctor.facts import BufferFacts
+from mollifier.doctor.findings import Judgement, critical, info, ok, unknown, warning
+from mollifier.server import PIPELINES
+from mollifier.settings import Settings, variable
+
+NEAR, FULL = 0.75, 0.9
+"""Shares of the memory at which it is time to act, and late."""
+LAG_S = 10
+_REDIS_FLOOR, _VALKEY_FLOOR = (7, 0), (8,)
+PROCESS_CONNECTIONS = PIPELINES + 1
+"""What one API or worker process opens at most: its pipelines, and one to listen for work."""
+
+
+def persistence(facts: BufferFacts, settings: Settings) -> Judgement:
+    """Is there an append-only file?"""
+    worse = critical if settings.divert else warning
+    if facts.write_failure is not None:
+        return worse(
+            f"the server reports that {facts.write_failure}",
+            "what it holds is not on disk, and it refuses writes as long as that lasts",
+            "look into the server's log: the disk is full or not writable, as a rule",
+        )
+    match facts.aof, facts.snapshots:
+        case True, _:
+            return _append_only(facts)
+        case None, _:
+            return unknown(
+                "whether the server keeps an append-only file is not told",
+                "without one, what is held is lost when the server restarts",
+                "see to it that it does: appendonly yes, appendfsync everysec or always",
+            )
+        case False, "":
+            return worse(
+                "nothing is written to disk: no append-only file, no snapshots",
+                "every held trigger is lost when the server restarts",
+                "set appendonly yes on the buffer's server (and appendfsync everysec or always)",
+            )
+        case False, snapshots:
+            kept = f"snapshots ({snapshots})" if snapshots else "snapshots at best"
+            return warning(
+                f"no append-only file, {kept}",
+                "what was accepted after the last snapshot is lost when the server crashes: minutes, up to an hour",
+                "set appendonly yes on the buffer's server (and appendfsync everysec or always)",
+            )
+
+
+def _append_only(facts: BufferFacts) -> Judgement:
+    match facts.appendfsync:
+        case "always":
+            return ok("append-only file, synced at each write: a crash loses nothing that was answered")
+        case "everysec":
+            return ok("append-only file, synced every second: a crash of its machine may cost the last second or two")
+        case "no":
+            return warning(
+                "append-only file, synced when the operating system sees fit (appendfsync no)",
+                "a crash of its machine may cost half a minute of held triggers",
+                "set appendfsync everysec, or always",
+            )
+        case _:
+            return unknown(
+                "append-only file; how often it is synced is not told",
+                "a crash of its machine costs what was written since the last sync",
+                "see to it that it is everysec or always",
+            )
+
+
+def eviction(facts: BufferFacts, settings: Settings) -> Judgement:
+    """May the server throw away what it holds?"""
+    if facts.policy is None:
+        return unknown(
+            "the eviction policy is not told",
+            "any policy but noeviction throws held triggers away when memory runs out",
+            "see to it that maxmemory-policy is noeviction",
+        )
+    if facts.policy != "noeviction":
+        worse = critical if settings.divert else warning
+        evicted = f"; {facts.evicted_keys} keys have been evicted since it started" if facts.evicted_keys else ""
+        return worse(
+            f"maxmemory-policy is {facts.policy}{evicted}",
+            "the server throws keys away when memory runs out, and with them held triggers, in silence",
+            "set maxmemory-policy noeviction: a full buffer then refuses, and triggers are created directly",
+        )
+    if facts.evicted_keys:
+        return warning(
+            f"{facts.evicted_keys} keys have been evicted since the server started, under an earlier policy",
+            "some of them may have been held triggers",
+            "run `mollifier audit` over the logs of that time; the policy is noeviction by now",
+        )
+    return ok("noeviction: a full buffer refuses, it throws nothing away")
+
+
+def memory(facts: BufferFacts, _settings: Settings) -> Judgement:
+    """Is there room?"""
+    limit, used = facts.max_memory_bytes or facts.system_memory_bytes, facts.used_memory_bytes
+    if not limit or used is None:
+        return unknown(
+            "how much memory is in use, and how much there is, is not told",
+            "a full buffer refuses entries",
+            "watch it where the server is run",
+        )
+    share = used / limit
+    what = f"{_size(used)} of {_size(limit)} in use ({share:.0%})"
+    if share >= NEAR:
+        worse = critical if share >= FULL else warning
+        return worse(
+            what,
+            "a full buffer refuses entries, so bursts go to the database after all",
+            "find out why it fills (are workers draining?), or give the server more memory",
+        )
+    if not facts.max_memory_bytes:
+        return info(
+            f"{what}, no maxmemory set",
+            "when the machine runs out, the operating system ends the server instead of the server refusing a write",
+            "set maxmemory to about three quarters of the machine's memory",
+        )
+    return ok(what)
+
+
+def version(facts: BufferFacts, _settings: Settings) -> Judgement:
+    """Does the server know what the scripts need?"""
+    if facts.version is None:
+        return unknown("the server's version is not told", "Valkey 8 or Redis 7.0 is the least", "see to it that it is")
+    name = f"{facts.product.capitalize()} {'.'.join(map(str, facts.version))}"
+    if facts.product == "redis" and facts.version < _REDIS_FLOOR:
+        return critical(
+            name, "the scripts use commands that it does not know", "use Valkey 8 or later, or Redis 7.0 or later"
+        )
+    if facts.product == "valkey" and facts.version < _VALKEY_FLOOR:
+        return warning(name, "nobody has tried Mollifier with it", "use Valkey 8 or later")
+    return ok(name)
+
+
+def access(facts: BufferFacts, _settings: Settings) -> Judgement:
+    """May this user run scripts on our keys?"""
+    if facts.refused is not None:
+        return critical(
+            f"a script was refused: {facts.refused}",
+            "every operation of the buffer is a script, so nothing can be held and nothing drained",
+            "let the user run EVAL and EVALSHA on the keys mollifier:* and use the channel mollifier:wake",
+        )
+    return ok("scripts may run on the buffer's keys")
+
+
+def role(facts: BufferFacts, _settings: Settings) -> Judgement:
+    """Is it the one that takes writes?"""
+    if facts.is_replica is None:
+        return unknown(
+            "whether it is a primary is not told", "a replica refuses writes", "name the primary in the settings"
+        )
+    if facts.is_replica:
+        return critical(
+            "the server is a replica",
+            "it refuses writes, so nothing can be held or drained",
+            f"let {variable('redis_url')} name the primary, by an address that follows a failover",
+        )
+    if facts.cluster:
+        return warning(
+            "the server is a node of a Cluster",
+            "this release speaks to one server: keys of other nodes' slots answer MOVED, and their triggers pass",
+            "use one server, with replicas, for the buffer",
+        )
+    return ok("a primary, not in a Cluster")
+
+
+def replicas(facts: BufferFacts, _settings: Settings) -> Judgement:
+    """Do the replicas keep up?"""
+    if facts.replicas is None:
+        return unknown(
+            "replicas are not told",
+            "a failover loses what the replica does not have yet",
+            "look where the server is run whether they keep up",
+        )
+    behind = [each for each in facts.replicas if not each.online or (each.lag_s or 0) > LAG_S]
+    if behind:
+        return warning(
+            f"behind or not online: {', '.join(each.name for each in behind)}",
+            "a failover to such a replica loses what it does not have",
+            "look at its log and at the network between the two",
+        )
+    return ok(f"replicas: {len(facts.replicas)}, none behind")
+
+
+def layout(facts: BufferFacts, settings: Settings) -> Judgement:
+    """Was the buffer made with as many partitions as the settings say?"""
+    if facts.partitions is None:
+        return unknown(
+            "how many partitions the buffer has is not told",
+            "with another number, entries are looked for where they are not",
+            "let the user GET mollifier:partitions",
+        )
+    if not facts.partitions:
+        return ok(f"no buffer here yet; it will have {settings.partitions} partitions")
+    if facts.partitions != settings.partitions:
+        return critical(
+            f"the buffer was made with {facts.partitions} partitions, {variable('partitions')} is {settings.partitions}",
+            "entries would be looked for where they are not, so API and workers stop at boot",
+            f"set {variable('partitions')}={facts.partitions}",
+        )
+    return ok(f"{facts.partitions} partitions, as the settings say")
+
+
+def tenancy(facts: BufferFacts, _settings: Settings) -> Judgement:
+    """Does somebody else keep keys on it?"""
+    sample = facts.sample
+    others = [f"databases with keys of others: {', '.join(facts.other_databases)}"] if facts.other_databases else []
+    if sample is not None and sample.foreign:
+        share = f"about {sample.foreign / sample.drawn:.0%} of {facts.keys or 'its'} keys are not Mollifier's"
+        named = f" ({', '.join(f'{prefix}:...' for prefix in sample.prefixes)})" if sample.prefixes else ""
+        others.insert(0, share + named)
+    if others:
+        return warning(
+            "; ".join(others),
+            "another application's load, memory or FLUSHALL is the buffer's: the server is meant to hold when others fail",
+            "give the buffer a server of its own",
+        )
+    if sample is None:
+        return unknown(
+            "whose keys are on the server is not told",
+            "a shared server shares its load and its memory",
+            "look for yourself",
+        )
+    return ok("no keys of another application" if sample.drawn else "empty")
+
+
+def connections(facts: BufferFacts, _settings: Settings) -> Judgement:
+    """Are there connections enough?"""
+    if facts.clients is None or not facts.max_clients:
+        return unknown(
+            "how many connections the server takes is not told",
+            "one that is over the limit is refused, and its trigger passes",
+            f"allow {PROCESS_CONNECTIONS} for each API and worker process",
+        )
+    what = f"{facts.clients} of {facts.max_clients} connections in use, up to {PROCESS_CONNECTIONS} by each process"
+    if facts.clients + 2 * PROCESS_CONNECTIONS > facts.max_clients:
+        return warning(
+            what,
+            "there is no room for one more API and one more worker; what is over the limit is refused, and its triggers pass",
+            "raise maxclients",
+        )
+    return ok(what)
+
+
+def transport(facts: BufferFacts, _settings: Settings) -> Judgement:
+    """Can somebody on the way read or change what is held?"""
+    address = facts.address
+    if address.reach == "local":
+        return ok("on this machine")
+    missing = [
+        *(["no TLS"] if not address.encrypted else []),
+        *(["no password"] if not address.password else []),
+    ]
+    if not missing:
+        return ok("TLS and a password")
+    level = warning if address.reach == "public" else info
+    return level(
+        f"{' and '.join(missing)} on {'a private network' if address.reach == 'private' else 'an address that may be far away'}",
+        "whoever is on the way, or reaches the server, reads and changes customers' payloads",
+        f"use rediss:// and a user with a password in {variable('redis_url')}",
+    )
+
+
+BUFFER_CHECKS: tuple[Callable[[BufferFacts, Settings], Judgement], ...] = (
+    access,
+    role,
+    version,
+    layout,
+    persistence,
+    eviction,
+    memory,
+    replicas,
+    connections,
+    tenancy,
+    transport,
+)
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:  # noqa: PLR2004 - what a unit is of the next
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import RowMapping
 
 from mollifier.engine import Created
 from mollifier.errors import EngineUnavailableError, InvalidRequestError
@@ -63,6 +65,24 @@ async def test_only_inserted_runs_get_a_job(engine: PostgresRunEngine, database:
     await engine.create_runs([snapshot(idempotency_key="key")])
 
     assert await jobs(database) == [first.run_id]
+
+
+async def test_a_run_that_is_created_while_a_cancellation_looks_for_it_is_cancelled(
+    engine: PostgresRunEngine, database: Database, clock: Clock
+) -> None:
+    late = snapshot()
+
+    class Overtaken(PostgresRunEngine):
+        """Sees the run only when it looks for the second time."""
+
+        async def _read(self, *looking: Any, **how: Any) -> RowMapping | None:
+            await engine.create_runs([late])
+            return await super()._read(*looking, **how)
+
+    run = await Overtaken(database, clock=clock).cancel_run(ENV, late.run_id, START)
+
+    assert run is not None
+    assert (run.status, (await read(engine, late.run_id)).status) == (RunStatus.CANCELED, RunStatus.CANCELED)
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -161,7 +161,11 @@ class PostgresRunEngine:
         )
         row = (await connection.execute(statement.returning(*_RUN))).mappings().one_or_none()
         if row is None:
-            return await self._read(connection, env_id, run_id)
+            row = await self._read(connection, env_id, run_id)
+            if row is None or row["status"] in FINAL_STATUSES:
+                return row
+            # It was created between the two looks, so that the second one sees what the first could not change.
+            return await self._cancel(connection, env_id, run_id, at)
         if row["job_id"] is not None:
             await connection.execute(select(func.procrastinate_cancel_job_v1(row["job_id"], True, False)))
         return row

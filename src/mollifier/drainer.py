@@ -32,7 +32,10 @@ Handler = Callable[[Sequence[Entry]], Awaitable[Sequence[Outcome]]]
 """Handles entries of one environment, oldest first; returns one outcome each, in order. Raising speaks for all of them."""
 
 GiveUp = Callable[[Entry, BaseException], Awaitable[bool]]
-"""Makes an entry's failure visible elsewhere, so that the entry can go; False when it must stay as failed."""
+"""Makes an entry's failure visible elsewhere, so that the entry can go; False when it must stay as failed.
+
+Raises EngineUnavailableError when that cannot be told now: the entry then comes back, and its failure is no attempt.
+"""
 
 _MOST_REFUSALS = 20
 _UNWIND_S = 0.5
@@ -294,25 +297,31 @@ class Drainer:
         if handled:
             self._engine_backoff.reset()
             await self._until_settled("ack", handled, self._ack)
+        for entry, error in failed:
+            if not await self._settle_failure(entry, error, popped_at_s):
+                unreached.append(entry)
         if unreached:
             self._engine_paused = True
             self._telemetry.faulted("handle", EngineUnavailableError(f"{len(unreached)} entries put back"))
             await self._until_settled("requeue", unreached, lambda some: self._buffer.requeue_many(some, attempts=0))
-        for entry, error in failed:
-            await self._settle_failure(entry, error, popped_at_s)
 
-    async def _settle_failure(self, entry: Entry, error: BaseException, popped_at_s: float) -> None:
+    async def _settle_failure(self, entry: Entry, error: BaseException, popped_at_s: float) -> bool:
+        """Have the entry tried again, or give it up; False when the engine, away, could not be told of its failure."""
         settings = self._settings()
         if isinstance(error, NonRetryableError) or entry.attempts + 1 >= settings.drain_max_attempts:
             log.error(
                 "mollifier.entry_failed",
                 extra={"fields": {"run_id": entry.run_id, "attempts": entry.attempts + 1, "error": describe(error)}},
             )
-            if self._give_up is not None and await self._give_up(entry, error):
+            try:
+                is_recorded = self._give_up is not None and await self._give_up(entry, error)
+            except EngineUnavailableError:
+                return False
+            if is_recorded:
                 await self._until_settled("ack", [entry], self._ack)
             else:
                 await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
-            return
+            return True
         self._telemetry.faulted("handle", error)
         # The buffer's clock at this moment: its reading at the pop, plus what has passed here since.
         now_ms = entry.accepted_at_ms + entry.dwell_ms + int((self._monotonic() - popped_at_s) * 1000)
@@ -320,6 +329,7 @@ class Drainer:
         await self._until_settled(
             "requeue", [entry], lambda some: self._buffer.requeue_many(some, not_before_ms=not_before_ms)
         )
+        return True
 
     def _retry_delay_ms(self, attempts: int) -> int:
         """Exponential with full jitter (Brooker, "Exponential Backoff And Jitter"), at least 1 ms."""

@@ -40,14 +40,18 @@ class Materialiser:
         self._clock = clock
 
     async def handle(self, entries: Sequence[Entry]) -> Sequence[Outcome]:
-        """Create the runs of these entries of one environment; one outcome each. Raises EngineUnavailableError for all of them."""
+        """Create the runs of these entries of one environment; one outcome each, which of some may be that the engine is away."""
         read = [_read(entry) for entry in entries]
         jobs = [job for job in read if isinstance(job, _Job)]
         created = dict(zip((job.entry.run_id for job in jobs), await self._create(jobs), strict=True))
         return [created[item.entry.run_id] if isinstance(item, _Job) else item for item in read]
 
     async def give_up(self, entry: Entry, error: BaseException) -> bool:
-        """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done, or the entry is an audit copy."""
+        """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done, or the entry is an audit copy.
+
+        A run that its caller cancelled stays cancelled. Raises EngineUnavailableError when the engine cannot be reached: that says
+        nothing of the entry.
+        """
         if entry.kind is EntryKind.AUDIT:
             return False
         try:
@@ -55,8 +59,11 @@ class Materialiser:
             if not isinstance(job, _Job):
                 return False
             failure = RunError(message=describe(error), name="SystemFailure")
-            ending = Ending(status=RunStatus.SYSTEM_FAILURE, at=self._clock(), error=failure, frees_keys=True)
+            status = job.creation.ending.status if job.creation.ending is not None else RunStatus.SYSTEM_FAILURE
+            ending = Ending(status=status, at=self._clock(), error=failure, frees_keys=True)
             await self._engine.create_held_runs([msgspec.structs.replace(job.creation, ending=ending)])
+        except EngineUnavailableError:
+            raise
         except Exception as unwritten:  # noqa: BLE001 - the entry then stays as failed, whatever kept its failure from being written
             self._telemetry.faulted("give up", unwritten)
             return False
@@ -67,8 +74,8 @@ class Materialiser:
             return []
         try:
             outcomes = await self._engine.create_held_runs([job.creation for job in jobs])
-        except EngineUnavailableError:
-            raise
+        except EngineUnavailableError as error:
+            return [error] * len(jobs)
         except Exception as error:  # noqa: BLE001 - whatever the engine raises is found out entry by entry
             if len(jobs) == 1:
                 return [NonRetryableError(describe(error)) if isinstance(error, InvalidRequestError) else error]
@@ -77,15 +84,18 @@ class Materialiser:
         return [await self._finish(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
 
     async def _finish(self, job: _Job, outcome: CreateOutcome) -> Outcome:
-        """Do what is left of one entry whose run, or whose rival, exists."""
-        match outcome:
-            case Created():
-                pass
-            case Existing(by="run_id"):
-                if job.changes:
-                    await self._engine.carry_over(job.entry.env_id, job.entry.run_id, job.changes)
-            case Existing(winner):
-                await self._engine.create_held_runs([held.superseded(job.creation, winner, self._clock())])
+        """Do what is left of one entry whose run, or whose rival, exists. What goes wrong with it is its own outcome."""
+        try:
+            match outcome:
+                case Created():
+                    pass
+                case Existing(by="run_id"):
+                    if job.changes:
+                        await self._engine.carry_over(job.entry.env_id, job.entry.run_id, job.changes)
+                case Existing(winner):
+                    await self._engine.create_held_runs([held.superseded(job.creation, winner, self._clock())])
+        except Exception as error:  # noqa: BLE001 - neighbours whose runs exist are handled, whatever befell this one
+            return error
         attributes = {"mollifier.run_id": job.entry.run_id, "mollifier.dwell_ms": job.entry.dwell_ms}
         with self._telemetry.span("mollifier.drain", attributes, job.creation.snapshot.traceparent):
             self._telemetry.drained(job.creation.snapshot, job.entry)

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 import pytest
 from msgspec.structs import replace
 
-from mollifier import snapshots
+from mollifier import patches, snapshots
 from mollifier.embedded import Stack
 from mollifier.engine import CreateOutcome, Creation
 from mollifier.errors import EngineUnavailableError
 from mollifier.facade import Mollifier
-from mollifier.model import EntryKind, RunFilter, RunStatus, Snapshot
+from mollifier.model import Entry, EntryKind, Run, RunFilter, RunStatus, Snapshot
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
@@ -54,6 +54,14 @@ async def hold_unstorable(house: House, run_id: str) -> None:
     await house.buffer.accept(
         run_id, ENVIRONMENT.id, ENVIRONMENT.org_id, snapshots.encode(snapshot), kind=EntryKind.HELD
     )
+
+
+async def pop_held(house: House, **options: object) -> Entry:
+    """Hold a run and take its entry."""
+    await house.trigger(**options)
+    entry = await house.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    assert entry is not None
+    return entry
 
 
 async def test_an_environments_entries_are_created_in_one_call(holding: House) -> None:
@@ -132,6 +140,112 @@ async def test_attempts_exhausted_leave_a_run_in_system_failure_with_the_error(h
     assert "no room today" in run.error.message
     assert (await holding.trigger_all(idempotency_key="k"))[0] != run_id
     await holding.drain()
+
+
+async def test_a_failure_that_the_engine_is_away_to_record_costs_no_attempt_and_is_recorded_once_it_is_back(
+    holding: House,
+) -> None:
+    run_id = await holding.trigger()
+    seen: list[int] = []
+
+    class AwayAtTheEnd(PostgresRunEngine):
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+            if creations[0].ending is None:
+                entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, run_id)
+                assert entry is not None
+                seen.append(entry.attempts)
+                raise RuntimeError("no room today")
+            if len(seen) < 3:
+                raise EngineUnavailableError("away")
+            return await super().create_held_runs(creations)
+
+    settings = replace(holding.settings, drain_max_attempts=1)
+    mollifier = Mollifier(settings, engine=AwayAtTheEnd(holding.database), tasks=PostgresTaskCatalog(holding.database))
+    drainer = mollifier.drainer()
+    drainer.start()
+
+    async def is_recorded() -> bool:
+        return await holding.created(run_id) is not None
+
+    await until(is_recorded)
+    await drainer.stop()
+    await mollifier.aclose()
+
+    run = await holding.created(run_id)
+    assert run is not None
+    assert run.status is RunStatus.SYSTEM_FAILURE
+    assert seen == [0, 0, 0]
+    assert (await holding.buffer.counts()).failed == 0
+
+
+async def test_a_run_that_was_cancelled_stays_cancelled_when_it_cannot_be_created(holding: House) -> None:
+    run_id = await holding.trigger()
+    entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, run_id)
+    assert entry is not None
+    assert await holding.buffer.patch(entry, patches.encode(patches.Cancel(datetime.now(UTC)))) == "held"
+
+    class Refusing(PostgresRunEngine):
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+            if creations[0].ending is None or creations[0].ending.error is None:
+                raise RuntimeError("no room today")
+            return await super().create_held_runs(creations)
+
+    settings = replace(holding.settings, drain_max_attempts=1)
+    mollifier = Mollifier(settings, engine=Refusing(holding.database), tasks=PostgresTaskCatalog(holding.database))
+    drainer = mollifier.drainer()
+    drainer.start()
+
+    async def is_recorded() -> bool:
+        return await holding.created(run_id) is not None
+
+    await until(is_recorded)
+    await drainer.stop()
+    await mollifier.aclose()
+
+    run = await holding.created(run_id)
+    assert run is not None
+    assert run.status is RunStatus.CANCELED
+
+
+async def test_an_outage_in_the_middle_of_a_batch_is_the_outcome_of_those_it_befell_alone(holding: House) -> None:
+    entries = [await pop_held(holding) for _ in range(4)]
+
+    class AwayForTheSecondHalf(PostgresRunEngine):
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+            if len(creations) == 4:
+                raise RuntimeError("one of them is bad")
+            if creations[0].snapshot.run_id == entries[2].run_id:
+                raise EngineUnavailableError("away")
+            return await super().create_held_runs(creations)
+
+    mollifier = Mollifier(
+        holding.settings, engine=AwayForTheSecondHalf(holding.database), tasks=PostgresTaskCatalog(holding.database)
+    )
+    outcomes = await mollifier.drain_handler()(entries)
+    await mollifier.aclose()
+
+    assert outcomes[:2] == [None, None]
+    assert [type(outcome) for outcome in outcomes[2:]] == [EngineUnavailableError] * 2
+
+
+async def test_an_outage_while_a_change_is_carried_over_is_that_entrys_outcome_alone(holding: House) -> None:
+    entries = [await pop_held(holding, tags=("a",)) for _ in range(3)]
+    assert await holding.mollifier.drain_handler()(entries) == [None] * 3
+    assert await holding.buffer.patch(entries[1], patches.encode(patches.AddTags(("b",)))) == "held"
+    changed = await holding.buffer.get_entry(ENVIRONMENT.org_id, entries[1].run_id)
+    assert changed is not None
+
+    class AwayForChanges(PostgresRunEngine):
+        async def carry_over(self, env_id: str, run_id: str, changes: Sequence[patches.Patch]) -> Run | None:
+            raise EngineUnavailableError("away")
+
+    mollifier = Mollifier(
+        holding.settings, engine=AwayForChanges(holding.database), tasks=PostgresTaskCatalog(holding.database)
+    )
+    outcomes = await mollifier.drain_handler()([entries[0], changed, entries[2]])
+    await mollifier.aclose()
+
+    assert [type(outcome) for outcome in outcomes] == [type(None), EngineUnavailableError, type(None)]
 
 
 async def test_a_held_trigger_on_an_idle_system_is_drained_without_waiting_for_a_poll(holding: House) -> None:

@@ -39,6 +39,7 @@ def _entry(run_id: str, fields: Mapping[str, bytes], now_ms: int | None) -> Entr
         sequence=int(fields["seq"]),
         attempts=int(fields.get("attempts", b"0")),
         reclaims=int(fields.get("reclaims", b"0")),
+        taken="taken" in fields,
         accepted_at_ms=accepted_at_ms,
         payload=fields["payload"],
         lease=int(fields.get("lease", b"0")),

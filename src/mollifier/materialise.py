@@ -15,20 +15,13 @@ from datetime import datetime
 
 import msgspec
 
-from mollifier import held, patches
+from mollifier import handover
 from mollifier.drainer import Handler, Outcome
-from mollifier.engine import Created, CreateOutcome, Creation, Ending, Existing, RunEngine
+from mollifier.engine import CreateOutcome, Ending, RunEngine
 from mollifier.errors import EngineUnavailableError, InvalidRequestError, MollifierError, NonRetryableError
+from mollifier.handover import Handover
 from mollifier.model import Entry, EntryKind, RunError, RunStatus
 from mollifier.telemetry import Telemetry, describe
-
-
-class _Job(msgspec.Struct, frozen=True):
-    """One entry on its way: what to create of it, and the changes that are in that already."""
-
-    entry: Entry
-    creation: Creation
-    changes: tuple[patches.Patch, ...]
 
 
 class Materialiser:
@@ -42,9 +35,9 @@ class Materialiser:
     async def handle(self, entries: Sequence[Entry]) -> Sequence[Outcome]:
         """Create the runs of these entries of one environment; one outcome each, which of some may be that the engine is away."""
         read = [_read(entry) for entry in entries]
-        jobs = [job for job in read if isinstance(job, _Job)]
+        jobs = [job for job in read if isinstance(job, Handover)]
         created = dict(zip((job.entry.run_id for job in jobs), await self._create(jobs), strict=True))
-        return [created[item.entry.run_id] if isinstance(item, _Job) else item for item in read]
+        return [created[item.entry.run_id] if isinstance(item, Handover) else item for item in read]
 
     async def give_up(self, entry: Entry, error: BaseException) -> bool:
         """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done, or the entry is an audit copy.
@@ -56,7 +49,7 @@ class Materialiser:
             return False
         try:
             job = _read(entry)
-            if not isinstance(job, _Job):
+            if not isinstance(job, Handover):
                 return False
             failure = RunError(message=describe(error), name="SystemFailure")
             status = job.creation.ending.status if job.creation.ending is not None else RunStatus.SYSTEM_FAILURE
@@ -69,7 +62,7 @@ class Materialiser:
             return False
         return True
 
-    async def _create(self, jobs: Sequence[_Job]) -> Sequence[Outcome]:
+    async def _create(self, jobs: Sequence[Handover]) -> Sequence[Outcome]:
         if not jobs:
             return []
         try:
@@ -83,17 +76,10 @@ class Materialiser:
             return [*await self._create(jobs[:half]), *await self._create(jobs[half:])]
         return [await self._finish(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
 
-    async def _finish(self, job: _Job, outcome: CreateOutcome) -> Outcome:
+    async def _finish(self, job: Handover, outcome: CreateOutcome) -> Outcome:
         """Do what is left of one entry whose run, or whose rival, exists. What goes wrong with it is its own outcome."""
         try:
-            match outcome:
-                case Created():
-                    pass
-                case Existing(by="run_id"):
-                    if job.changes:
-                        await self._engine.carry_over(job.entry.env_id, job.entry.run_id, job.changes)
-                case Existing(winner):
-                    await self._engine.create_held_runs([held.superseded(job.creation, winner, self._clock())])
+            await handover.complete(self._engine, job, outcome, self._clock())
         except Exception as error:  # noqa: BLE001 - neighbours whose runs exist are handled, whatever befell this one
             return error
         attributes = {"mollifier.run_id": job.entry.run_id, "mollifier.dwell_ms": job.entry.dwell_ms}
@@ -121,14 +107,10 @@ def by_kind(*, audit: Handler, held: Handler) -> Handler:
     return handle
 
 
-def _read(entry: Entry) -> _Job | NonRetryableError:
+def _read(entry: Entry) -> Handover | NonRetryableError:
     try:
-        changes = patches.decode(entry.patches)
-        patched = held.patched(entry)
+        return handover.read(entry)
     except NonRetryableError as error:
         return error
     except MollifierError as error:
         return NonRetryableError(describe(error))
-    at = patched.cancelled_at
-    ending = Ending(status=RunStatus.CANCELED, at=at) if at is not None else None
-    return _Job(entry, Creation(snapshot=patched.snapshot, ending=ending, patch_count=len(changes)), changes)

@@ -273,8 +273,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     `sequence` orders the entries of an environment; `accepted_at_ms` and `not_before_ms` are the server's clock, milliseconds since
     the epoch. `lease` is the fencing token of the pop that holds it: only its holder may settle the entry.
-    `patches` are the changes made since, oldest
-    first; `bindings` the digests of the caller's keys that are bound to it.
+    `patches` are the changes made since, oldest first; `bindings` the digests of the caller's keys that are bound to it. `taken`:
+    it has been popped at least once, so its run may be created at any moment.
     """
 
     run_id: str
@@ -285,6 +285,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     attempts: int
     reclaims: int = 0
+    taken: bool = False
     accepted_at_ms: int
     payload: bytes
     lease: int = 0

@@ -1,34 +1,37 @@
 """6. Runs, wherever they are: one place to read and change a run that is in the engine, in the buffer, or on its way.
 
 A run is looked for in the engine, then in the buffer, then in the engine once more: the drainer may have moved it in between.
-While it is held, a change is appended to its entry as a patch; one that comes too late for that goes to the engine, which has the
-run by then. Everything is scoped to the caller's environment: what belongs to another does not exist.
+While it is held, a change is appended to its entry as a patch; once somebody has set out to create the run, a change creates it if
+need be and is made in the engine (`handover.py` tells why, and in which order it all happens). Everything is scoped to the caller's
+environment: what belongs to another does not exist.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TypeGuard, TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
-from mollifier import held, patches
+import msgspec
+
+from mollifier import handover, held, patches
 from mollifier.buffer import Buffer
-from mollifier.engine import Creation, Ending, Existing, RunEngine
+from mollifier.engine import RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.keys import idempotency_digest
 from mollifier.model import (
     Entry,
     EntryKind,
+    EntryState,
     Environment,
     MetadataOperation,
     Run,
     RunFilter,
     RunPage,
-    RunStatus,
 )
 from mollifier.settings import Settings
+from mollifier.telemetry import describe
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ class Runs:
             environment,
             run_id,
             lambda: self._engine.get_run(environment.id, run_id),
-            self._read,
+            lambda entry, _: self._read(entry),
         )
 
     async def get_many(self, environment: Environment, run_ids: Sequence[str]) -> Mapping[str, Run]:
@@ -106,51 +109,39 @@ class Runs:
     async def cancel(self, environment: Environment, run_id: str) -> Run | None:
         """Cancel the run unless it has ended. A held one is created cancelled at once, so that nothing can start it."""
         now = self._clock()
-
-        async def cancel_held(entry: Entry) -> Run | None:
-            try:
-                await self._create_cancelled(entry, now)
-                run = await self._engine.cancel_run(environment.id, run_id, now)
-            except EngineUnavailableError:
-                return await self._patch(entry, patches.Cancel(now))
-            with suppress(BufferUnavailableError):
-                # Lists read the entry until it is drained, and must not show a run as queued that the engine knows as cancelled.
-                await self._patch(entry, patches.Cancel(now))
-            return run
-
-        return await self._wherever(
-            environment, run_id, lambda: self._engine.cancel_run(environment.id, run_id, now), cancel_held
+        return await self._change(
+            environment, run_id, patches.Cancel(now), lambda: self._engine.cancel_run(environment.id, run_id, now)
         )
 
     async def add_tags(self, environment: Environment, run_id: str, tags: Sequence[str]) -> Run | None:
         """Add tags. Raises InvalidRequestError beyond ten in all."""
-        return await self._wherever(
+        return await self._change(
             environment,
             run_id,
+            patches.AddTags(tuple(tags)),
             lambda: self._engine.add_tags(environment.id, run_id, tags),
-            lambda entry: self._patch(entry, patches.AddTags(tuple(tags))),
         )
 
     async def change_metadata(
         self, environment: Environment, run_id: str, operations: Sequence[MetadataOperation]
     ) -> Run | None:
         """Apply metadata operations; concurrent ones never lose one."""
-        return await self._wherever(
+        return await self._change(
             environment,
             run_id,
+            patches.ChangeMetadata(tuple(operations)),
             lambda: self._engine.change_metadata(environment.id, run_id, operations),
-            lambda entry: self._patch(entry, patches.ChangeMetadata(tuple(operations))),
         )
 
     async def reschedule(self, environment: Environment, run_id: str, delay: timedelta | datetime) -> Run | None:
         """Move a delayed run. Raises ConflictError when it is not delayed."""
         now = self._clock()
         until = now + delay if isinstance(delay, timedelta) else delay
-        return await self._wherever(
+        return await self._change(
             environment,
             run_id,
+            patches.Reschedule(until, now),
             lambda: self._engine.reschedule_run(environment.id, run_id, until, now),
-            lambda entry: self._patch(entry, patches.Reschedule(until, now)),
         )
 
     async def reset_idempotency_key(self, environment: Environment, task_id: str, key: str) -> bool:
@@ -162,13 +153,19 @@ class Runs:
         digest = idempotency_digest(environment.id, task_id, key)
         run_id = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
         entry = await self._held_entry(buffer, environment, run_id) if run_id is not None else None
-        if entry is None:
-            # The drainer may have created the run and let go of the key between the two looks.
-            return freed or await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
-        await self._patch(entry, patches.ResetKey(now), unbind=(digest,))
-        # The drainer may have created the run between the two.
-        await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
-        return True
+        while entry is not None:
+            reset = patches.ResetKey(now)
+            match await self._append(buffer, entry, reset, unbind=(digest,)):
+                case Entry() as changed:
+                    if handover.is_taken(entry):
+                        await self._hand_over(changed)
+                    return True
+                case "changed":
+                    entry = await self._held_entry(buffer, environment, entry.run_id)
+                case _:
+                    break
+        # The drainer may have created the run and let go of the key between the looks.
+        return await self._engine.reset_idempotency_key(environment.id, task_id, key, now) or freed
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -194,8 +191,9 @@ class Runs:
         environment: Environment,
         run_id: str,
         in_engine: Change,
-        in_buffer: Callable[[Entry], Awaitable[Run | None]],
+        in_buffer: Callable[[Entry, bool], Awaitable[Run | None]],
     ) -> Run | None:
+        """Ask the engine, then the buffer, telling `in_buffer` whether the engine is away, then the engine once more."""
         outage: EngineUnavailableError | None = None
         try:
             run = await in_engine()
@@ -206,7 +204,7 @@ class Runs:
         buffer = self._holding()
         if buffer is not None:
             entry = await self._held_entry(buffer, environment, run_id)
-            held_run = await in_buffer(entry) if entry is not None else None
+            held_run = await in_buffer(entry, outage is not None) if entry is not None else None
             if held_run is not None:
                 return held_run
         if outage is not None:
@@ -228,34 +226,59 @@ class Runs:
             _report(entry.run_id, error)
             return None
 
-    async def _patch(self, entry: Entry, patch: patches.Patch, unbind: Sequence[str] = ()) -> Run | None:
-        """Append the patch, to the entry as it now is when others were faster; None when its run exists by now."""
-        if self._buffer is None:
-            raise BufferUnavailableError("no buffer is configured")
-        encoded = patches.encode(patch)
+    async def _change(
+        self, environment: Environment, run_id: str, patch: patches.Patch, in_engine: Change
+    ) -> Run | None:
+        return await self._wherever(
+            environment, run_id, in_engine, lambda entry, is_away: self._change_held(entry, patch, is_away=is_away)
+        )
+
+    async def _change_held(self, entry: Entry, patch: patches.Patch, *, is_away: bool) -> Run | None:
+        """Change the run where it is held, on its entry as it now is when others were faster; None to change it in the engine."""
+        buffer = self._holding()
+        cancelled_at = patch.at if isinstance(patch, patches.Cancel) else None
         current: Entry | None = entry
-        while current is not None:
-            patched = patches.apply(held.patched(current), patch)
-            match await self._buffer.patch(current, encoded, unbind=unbind):
-                case "held":
-                    return held.as_run(current, patched, self._clock())
+        while current is not None and buffer is not None:
+            try:
+                if handover.is_taken(current) and not is_away and await self._hand_over(current, cancelled_at):
+                    return None
+                appended = await self._append(buffer, current, patch)
+            except NonRetryableError as error:
+                _report(entry.run_id, error)
+                return None
+            match appended:
+                case Entry() as changed:
+                    # Whoever may create the run from here on reads the cancellation, and so do lists.
+                    if cancelled_at is not None and not is_away and await self._hand_over(changed):
+                        return None
+                    return held.run_of(changed, self._clock())
                 case "changed":
-                    current = await self._buffer.get_entry(entry.org_id, entry.run_id)
-                case "missing" | "stale":
+                    current = await buffer.get_entry(entry.org_id, entry.run_id)
+                case _:
                     return None
         return None
 
-    async def _create_cancelled(self, entry: Entry, at: datetime) -> None:
-        """Insert the run ended; whoever else inserts it, before or after, meets its id."""
-        patched = held.patched(entry)
-        ending = Ending(status=RunStatus.CANCELED, at=at)
-        creation = Creation(snapshot=patched.snapshot, ending=ending, patch_count=len(entry.patches))
-        (outcome,) = await self._engine.create_held_runs([creation])
-        match outcome:
-            case Existing(by="idempotency_key" | "request_key"):
-                await self._engine.create_held_runs([held.superseded(creation, outcome.run_id, at)])
-            case _:
-                pass
+    async def _append(
+        self, buffer: Buffer, entry: Entry, patch: patches.Patch, unbind: Sequence[str] = ()
+    ) -> Entry | Literal["changed", "missing", "stale"]:
+        """Append the patch to the entry as it was read; return it with the patch, or why not. Raises what applying it raises."""
+        patches.apply(held.patched(entry), patch)
+        encoded = patches.encode(patch)
+        reply = await buffer.patch(entry, encoded, unbind=unbind)
+        return msgspec.structs.replace(entry, patches=(*entry.patches, encoded)) if reply == "held" else reply
+
+    async def _hand_over(self, entry: Entry, cancelled_at: datetime | None = None) -> bool:
+        """Have the engine know the run as the entry is; False when the engine cannot create it, or nobody may any more."""
+        if entry.state not in (EntryState.QUEUED, EntryState.DRAINING):
+            return False
+        try:
+            await handover.hand_over(self._engine, entry, self._clock(), cancelled_at)
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises of its creation is the drainer's to judge, not the caller's
+            log.warning(
+                "mollifier.not_handed_over", extra={"fields": {"run_id": entry.run_id, "error": describe(error)}}
+            )
+            return False
+        return True
 
 
 def _is_held(entry: Entry | None, environment: Environment) -> TypeGuard[Entry]:

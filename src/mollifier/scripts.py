@@ -216,9 +216,11 @@ def fail(
     return Call(load("fail"), (entry, draining, failed, held, *binding), (run_id, lease, error), _settlement)
 
 
-def patch(*, entry: str, binding: Sequence[str], run_id: str, patches: int, patch: bytes) -> Call[Settlement]:
+def patch(
+    *, entry: str, binding: Sequence[str], run_id: str, patches: int, patch: bytes, taken: int
+) -> Call[Settlement]:
     """Append one change to a held entry; see `lua/patch.lua`."""
-    return Call(load("patch"), (entry, *binding), (run_id, patches, patch), _settlement)
+    return Call(load("patch"), (entry, *binding), (run_id, patches, patch, taken), _settlement)
 
 
 def claim(*, binding: Sequence[str], token: str, lifetime_ms: int) -> Call[tuple[ClaimReply, ...]]:

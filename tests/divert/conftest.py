@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import cached_property
 
 import pytest
+from redis.asyncio import Redis
 
 from mollifier.buffer import Buffer
 from mollifier.embedded import EmbeddedStack, Stack
@@ -37,6 +39,11 @@ class House:
         self.engine = PostgresRunEngine(database)
         self.mollifier = Mollifier(lambda: self.settings, engine=self.engine, tasks=PostgresTaskCatalog(database))
         self.runs = self.mollifier.runs
+
+    @cached_property
+    def client(self) -> Redis:
+        """A client of the buffer's server."""
+        return connect(self.settings.redis_url or "")
 
     @property
     def buffer(self) -> Buffer:
@@ -97,6 +104,7 @@ async def house(redis_url: str, database_url: str) -> AsyncIterator[House]:
         try:
             yield house
         finally:
+            await house.client.aclose()
             await house.mollifier.aclose()
 
 

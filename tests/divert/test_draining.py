@@ -56,9 +56,9 @@ async def hold_unstorable(house: House, run_id: str) -> None:
     )
 
 
-async def pop_held(house: House, **options: object) -> Entry:
+async def pop_held(house: House, tags: tuple[str, ...] = ()) -> Entry:
     """Hold a run and take its entry."""
-    await house.trigger(**options)
+    await house.trigger(tags=tags)
     entry = await house.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
     assert entry is not None
     return entry

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
+import socket
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import RowMapping
+from sqlalchemy import RowMapping, event, text
 
-from mollifier.engine import Created
+from mollifier.engine import Created, Creation
 from mollifier.errors import EngineUnavailableError, InvalidRequestError
 from mollifier.model import Debounce, RunFilter, RunStatus
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.postgres.slots import slot
-from tests.postgres.support import ENV, START, Clock, Statements, create, execute, jobs, read, rows, snapshot
+from tests.postgres.support import ENV, START, Clock, Statements, create, execute, jobs, read, rows, snapshot, until
 
 HOUR = timedelta(hours=1)
 
@@ -96,6 +99,38 @@ async def test_a_run_whose_job_cannot_be_made_is_not_made_either(
 
     assert await rows(database, "SELECT id FROM runs") == []
     assert await jobs(database) == []
+
+
+async def test_a_held_run_whose_creation_was_given_up_does_not_appear_later(
+    database: Database, database_url: str
+) -> None:
+    """Its connection is cut while the insert waits for a lock, which the server does not notice before it has inserted."""
+    connections: list[Any] = []
+    async with Database(database_url) as cut:
+        pool = cut._engine.sync_engine  # pyright: ignore[reportPrivateUsage] - nothing else has the connections
+        event.listen(pool, "checkout", lambda connection, *_: connections.append(connection))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]
+        async with database.transaction() as locking:
+            await locking.execute(text("LOCK TABLE runs IN SHARE MODE"))
+            creation = Creation(snapshot=snapshot())
+            creating = asyncio.create_task(PostgresRunEngine(cut).create_held_runs([creation]))
+            await until(lambda: is_any(database, "wait_event_type = 'Lock'"))
+            with socket.socket(fileno=os.dup(connections[-1].driver_connection.fileno())) as wire:
+                wire.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(EngineUnavailableError):
+                await creating
+            assert await is_any(database, "wait_event_type = 'Lock'")
+
+    async def is_over() -> bool:
+        return not await is_any(database, "state <> 'idle'")
+
+    await until(is_over)
+    assert await rows(database, "SELECT id FROM runs") == []
+
+
+async def is_any(database: Database, condition: str) -> bool:
+    """Whether any other connection to this database is in this state."""
+    query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND "
+    return bool(await rows(database, query + condition))
 
 
 async def test_a_batch_of_which_one_cannot_be_stored_creates_nothing(

@@ -93,7 +93,8 @@ class Storing(Part):
     async def patch(self, entry: Entry, patch: bytes, *, unbind: Sequence[str] = ()) -> Settlement:
         """Append a change to a held entry as it was read, freeing the keys with the digests in `unbind`.
 
-        Answers `changed` when it is no longer as it was read, `stale` when its run exists by now, `missing` when it is gone.
+        Answers `changed` when it is no longer as it was read (others changed it, or it was popped for the first time), `stale` when
+        its run exists by now, `missing` when it is gone.
         """
         keys = self.keyspace.of(entry.org_id)
         return await self._scripts.run(
@@ -103,6 +104,7 @@ class Storing(Part):
                 run_id=entry.run_id,
                 patches=len(entry.patches),
                 patch=patch,
+                taken=int(entry.taken),
             )
         )
 

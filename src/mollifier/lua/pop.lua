@@ -53,9 +53,9 @@ if #taking > 0 then
   for i, of in ipairs(taking) do
     local run_id, fields = unpack(of)
     local entry = entry_of[run_id]
-    redis.call('HSET', entry, 'state', 'DRAINING', 'lease', lease)
+    redis.call('HSET', entry, 'state', 'DRAINING', 'lease', lease, 'taken', '1')
     if fields.not_before_ms then redis.call('HDEL', entry, 'not_before_ms') end
-    fields.state, fields.lease, fields.not_before_ms = 'DRAINING', lease, nil
+    fields.state, fields.lease, fields.taken, fields.not_before_ms = 'DRAINING', lease, '1', nil
     if fields.kind == 'held' then forever = true else lifetime = math.max(lifetime, ttl_of(entry)) end
     leased[#leased + 1] = deadline
     leased[#leased + 1] = run_id

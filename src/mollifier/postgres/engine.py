@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -70,15 +71,24 @@ class PostgresRunEngine:
 
         Raises InvalidRequestError, nothing created, when any of the snapshots holds what the database cannot store.
         """
-        return await self.create_held_runs([Creation(snapshot=snapshot) for snapshot in snapshots])
+        lend = self._database.statement if len(snapshots) == 1 else self._database.transaction
+        return await self._create([Creation(snapshot=snapshot) for snapshot in snapshots], lend)
 
     async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
-        """Create the runs in one transaction, as they stand after being held."""
+        """Create the runs in one transaction, as they stand after being held.
+
+        A single one, too: a statement that commits by itself is carried out even when whoever sent it has long given it up. What
+        became of the run meanwhile, cancelled or changed where it is held, would then be read from a row that does not know of it.
+        """
+        return await self._create(creations, self._database.transaction)
+
+    async def _create(
+        self, creations: Sequence[Creation], lend: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
+    ) -> Sequence[CreateOutcome]:
         now = self._clock()
         rows = [row_of(creation, now) for creation in creations]
         if not rows:
             return []
-        lend = self._database.statement if len(rows) == 1 else self._database.transaction
 
         async def attempt() -> Sequence[CreateOutcome]:
             async with lend() as connection:

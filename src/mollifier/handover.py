@@ -1,0 +1,87 @@
+"""4. Handing a held run over: how its changes keep one order while it moves from the buffer to the engine.
+
+A held run has two places, and no transaction spans them: its entry, with the changes made to it in a list, and from some moment on its
+row in the engine. Who creates the row has read the entry a while before; a change appended in between is not in the row, although its
+caller has been answered. Reads, which ask the engine first, would show the change and then show it no more, until somebody carries it
+over; and a later change, made to the row directly, would be overwritten by that carrying over.
+
+So an entry takes changes only up to the moment when somebody sets out to create its run, and says so itself: `taken`. Popping an entry
+reads it and marks it in one step; cancelling marks it by the very change that it appends. The mark is never taken off, for a creation
+that was given up may still arrive. From this follows the order of everything that happens to a held run while the engine answers:
+
+1. Before the mark a change takes effect when it is appended. Appending compares the entry with what was read, the mark included,
+   so whoever marks has read every change that was ever accepted, and every creation, however many are under way, has all of them in it.
+2. After the mark the entry stands still. A change then first creates the run from the entry, as the drainer is about to do (the
+   run id lets one of them insert and has the others find it there; a cancellation inserts it cancelled), and takes effect when the engine makes it to the row, where it meets
+   later changes in the order of the row's lock. This is helping, as in lock-free algorithms (Herlihy, "Wait-free Synchronization"):
+   nobody waits for a drainer that may be slow or dead.
+3. A read takes effect when it finds the row or, finding none, at that look: what the entry then says was accepted before the mark
+   and is in whatever row appears. No read shows a change that a later one does not, and a change made to a row has every older one
+   before it, without a question to the buffer.
+
+Only while the engine cannot create the run does an entry take changes after its mark, for want of any other place. They are carried to the row
+once, which counts them, before the entry is settled: `ack` refuses an entry that has more changes than were handled. The exception
+this leaves: a creation that was broken off by the outage, yet arrived, can be read without such a change until the drainer has
+come back to the entry.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from mollifier import held, patches
+from mollifier.engine import CreateOutcome, Creation, Ending, Existing, RunEngine
+from mollifier.model import Entry, RunStatus
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """One entry on its way: what to create of it, and the changes that are in that already."""
+
+    entry: Entry
+    creation: Creation
+    changes: tuple[patches.Patch, ...]
+
+
+def read(entry: Entry) -> Handover:
+    """Return what the entry becomes. Raises NonRetryableError when it does not parse, InvalidRequestError when a change cannot be applied."""
+    changes = patches.decode(entry.patches)
+    patched = held.patched(entry)
+    creation = Creation(snapshot=patched.snapshot, patch_count=len(changes))
+    return Handover(entry, _cancelled(creation, patched.cancelled_at), changes)
+
+
+def is_taken(entry: Entry) -> bool:
+    """Return whether somebody may have set out to create the entry's run. Raises NonRetryableError when a change does not parse."""
+    return entry.taken or any(isinstance(change, patches.Cancel) for change in patches.decode(entry.patches))
+
+
+async def complete(engine: RunEngine, handover: Handover, outcome: CreateOutcome, now: datetime) -> None:
+    """Do what is left, now that creating the run has ended thus: after this there is a run of this id with every change in it."""
+    match outcome:
+        case Existing(by="run_id"):
+            if handover.changes:
+                entry = handover.entry
+                await engine.carry_over(entry.env_id, entry.run_id, handover.changes)
+        case Existing(winner):
+            await engine.create_held_runs([held.superseded(handover.creation, winner, now)])
+        case _:
+            pass
+
+
+async def hand_over(engine: RunEngine, entry: Entry, now: datetime, cancelled_at: datetime | None = None) -> None:
+    """Create the run of one entry, or find it there, with every change of the entry in it. Raises what the engine raises.
+
+    With `cancelled_at` it is created cancelled; one that is there already stays as it is, for the engine to cancel.
+    """
+    handover = read(entry)
+    if cancelled_at is not None and handover.creation.ending is None:
+        handover = msgspec.structs.replace(handover, creation=_cancelled(handover.creation, cancelled_at))
+    (outcome,) = await engine.create_held_runs([handover.creation])
+    await complete(engine, handover, outcome, now)
+
+
+def _cancelled(creation: Creation, at: datetime | None) -> Creation:
+    ending = Ending(status=RunStatus.CANCELED, at=at) if at is not None else None
+    return msgspec.structs.replace(creation, ending=ending)

@@ -1,6 +1,6 @@
 """4. The diverting drain: held entries become runs, many in one call, and nothing is ever silently gone.
 
-One environment's entries are created in one transaction. When the engine refuses a batch, its halves are tried, then theirs, down
+One environment's entries are created in one call. When the engine refuses a batch, its halves are tried, then theirs, down
 to the one entry that is at fault, which fails alone. An entry handed over twice (its holder died between creating and settling)
 meets its own run id and makes nothing new; changes that arrived in between are carried to the run that exists.
 

@@ -28,7 +28,7 @@ from mollifier.model import (
 from mollifier.patches import Cancel, Patch
 from mollifier.postgres import batches
 from mollifier.postgres.carrying import carried
-from mollifier.postgres.creation import create_rows
+from mollifier.postgres.creation import Values, create_rows, insert_free
 from mollifier.postgres.database import Database
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
@@ -70,21 +70,37 @@ class PostgresRunEngine:
 
         Raises InvalidRequestError, nothing created, when any of the snapshots holds what the database cannot store.
         """
-        return await self.create_held_runs([Creation(snapshot=snapshot) for snapshot in snapshots])
+        now = self._clock()
+        rows = [row_of(Creation(snapshot=snapshot), now) for snapshot in snapshots]
+        return await _outlasting_lockouts(lambda: self._create(rows, now))
 
     async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
-        """Create the runs in one transaction, as they stand after being held."""
+        """Create the runs as they stand after being held; without races that takes one round trip, however many they are.
+
+        What nothing stands in the way of is created by one statement, which commits by itself; the rest, if any, in a transaction of
+        its own. A caller that is told of neither hands the same creations over again, and finds those that were made by their ids.
+        """
         now = self._clock()
         rows = [row_of(creation, now) for creation in creations]
+        outcomes: dict[int, CreateOutcome] = dict(await _outlasting_lockouts(lambda: self._insert_free(rows)))
+        left = [index for index in range(len(rows)) if index not in outcomes]
+        created = await _outlasting_lockouts(lambda: self._create([rows[index] for index in left], now))
+        outcomes.update(zip(left, created, strict=True))
+        return [outcomes[index] for index in range(len(rows))]
+
+    async def _insert_free(self, rows: Sequence[Values]) -> Mapping[int, CreateOutcome]:
+        if not rows:
+            return {}
+        async with self._database.statement() as connection:
+            return await insert_free(connection, rows)
+
+    async def _create(self, rows: Sequence[Values], now: datetime) -> Sequence[CreateOutcome]:
+        """Create all in one transaction, or in statements that commit by themselves where it is only one."""
         if not rows:
             return []
         lend = self._database.statement if len(rows) == 1 else self._database.transaction
-
-        async def attempt() -> Sequence[CreateOutcome]:
-            async with lend() as connection:
-                return await create_rows(connection, rows, now)
-
-        return await _outlasting_lockouts(attempt)
+        async with lend() as connection:
+            return await create_rows(connection, rows, now)
 
     async def carry_over(self, env_id: str, run_id: str, changes: Sequence[Patch]) -> Run | None:
         """Apply what is missing under the run's lock, and count it in the same transaction."""

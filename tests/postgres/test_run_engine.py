@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import RowMapping, event, text
 
-from mollifier.engine import Created, Creation
+from mollifier.engine import Created, Creation, Existing
 from mollifier.errors import EngineUnavailableError, InvalidRequestError
 from mollifier.model import Debounce, RunFilter, RunStatus
+from mollifier.postgres.bytea import ByteaArray
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.postgres.slots import slot
@@ -183,6 +184,54 @@ async def test_batches_cost_the_same_whatever_their_size(engine: PostgresRunEngi
     await engine.create_runs([snapshot() for _ in range(100)])
 
     assert len(statements.asked) == 1
+
+
+async def test_held_runs_cost_one_statement_however_many_they_are(
+    engine: PostgresRunEngine, database: Database
+) -> None:
+    statements = Statements(database)
+
+    await engine.create_held_runs([Creation(snapshot=snapshot()) for _ in range(100)])
+
+    assert len(statements.asked) == 1
+
+
+async def test_of_held_runs_each_is_answered_for_whatever_stands_in_its_way(
+    engine: PostgresRunEngine, database: Database
+) -> None:
+    bound = await create(engine, idempotency_key="bound")
+    overdue = snapshot(idempotency_key="overdue", idempotency_expires_at=START + timedelta(seconds=1))
+    await engine.create_runs([overdue])
+    free = snapshot()
+    late = snapshot(idempotency_key="overdue", created_at=START + timedelta(seconds=2))
+    held = [snapshot(idempotency_key="bound"), free, snapshot(idempotency_key="new"), free, late]
+
+    outcomes = await engine.create_held_runs([Creation(snapshot=each) for each in held])
+
+    assert outcomes == [
+        Existing(bound, by="idempotency_key"),
+        Created(free.run_id),
+        Created(held[2].run_id),
+        Existing(free.run_id, by="run_id"),
+        Created(late.run_id),
+    ]
+    assert await jobs(database) == [bound, overdue.run_id, free.run_id, held[2].run_id, late.run_id]
+
+
+async def test_no_held_runs_cost_nothing(engine: PostgresRunEngine, database: Database) -> None:
+    statements = Statements(database)
+
+    assert await engine.create_held_runs([]) == []
+    assert await engine.create_runs([]) == []
+    assert statements.asked == []
+
+
+@pytest.mark.parametrize("array", [(), (b"",), (None,), (b'\x00\\"{},NULL', None, b"x" * 3_000_000, b"\xff", b"")])
+async def test_an_array_of_bytes_arrives_as_it_was_sent(database: Database, array: tuple[bytes | None, ...]) -> None:
+    async with database.statement() as connection:
+        arrived = await connection.execute(text("SELECT CAST(:sent AS bytea[])"), {"sent": ByteaArray(array)})
+
+    assert arrived.scalar_one() == list(array)
 
 
 async def test_reading_and_listing_cost_one_statement_each(engine: PostgresRunEngine, database: Database) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mollifier.engine import Created, CreateOutcome, Existing
 from mollifier.errors import EngineUnavailableError
+from mollifier.postgres.bytea import ByteaArray
 from mollifier.postgres.debounce import leave, push
 from mollifier.postgres.holders import SLOTS, Holder, Kind, find_holders, free, standing
 from mollifier.postgres.jobs import defer_sql
@@ -62,7 +63,7 @@ _INSERT = _insert_statement()
 
 async def insert_rows(connection: AsyncConnection, rows: Sequence[Values]) -> frozenset[str]:
     """Insert the rows that conflict with nothing, with the jobs of those that are queued; return the ids of the inserted."""
-    parameters: dict[str, Any] = {name: [row[name] for row in rows] for name in _BYTES}
+    parameters: dict[str, Any] = {name: ByteaArray(row[name] for row in rows) for name in _BYTES}
     parameters["rows"] = msgspec.json.encode([_plain_values(row) for row in rows]).decode()
     ids = (await connection.execute(_INSERT, parameters)).one().ids
     return frozenset(ids or ())
@@ -74,6 +75,20 @@ def _plain_values(row: Values) -> Values:
     return values
 
 
+async def insert_free(connection: AsyncConnection, rows: Sequence[Values]) -> Mapping[int, Created]:
+    """Create, in one statement, the runs of those rows that nothing stands in the way of; return their outcomes by the rows' indexes."""
+    order = sorted(range(len(rows)), key=lambda index: (_order(rows[index]), index))
+    inserted = set(await insert_rows(connection, [rows[index] for index in order]))
+    outcomes: dict[int, Created] = {}
+    for index in order:
+        run_id = rows[index]["id"]
+        # Of two rows with one id the first was inserted.
+        if run_id in inserted:
+            inserted.remove(run_id)
+            outcomes[index] = Created(run_id)
+    return outcomes
+
+
 async def create_rows(connection: AsyncConnection, rows: Sequence[Values], now: datetime) -> Sequence[CreateOutcome]:
     """Create the runs of these rows; return one outcome per row, in order.
 
@@ -81,16 +96,10 @@ async def create_rows(connection: AsyncConnection, rows: Sequence[Values], now: 
     need a transaction. Raises EngineUnavailableError when keys keep changing hands under the eyes of this call.
     """
     outcomes: dict[int, CreateOutcome] = {}
-    created: set[str] = set()
-    pending = sorted(range(len(rows)), key=lambda index: (_order(rows[index]), index))
+    pending: list[int] = list(range(len(rows)))
     for _ in range(ROUNDS_MAX):
-        inserted = await insert_rows(connection, [rows[index] for index in pending])
-        for index in pending:
-            run_id = rows[index]["id"]
-            # Of two rows with one id the first was inserted.
-            if run_id in inserted and run_id not in created:
-                created.add(run_id)
-                outcomes[index] = Created(run_id)
+        created = await insert_free(connection, [rows[index] for index in pending])
+        outcomes.update((pending[position], outcome) for position, outcome in created.items())
         pending = [index for index in pending if index not in outcomes]
         if pending:
             holders = await find_holders(connection, [rows[index] for index in pending])

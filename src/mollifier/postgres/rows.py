@@ -16,6 +16,7 @@ from mollifier.postgres.tables import runs
 _RENAMED = {"run_id": "id", "org_id": "organization_id", "env_id": "environment_id"}
 _PLAIN = [field for field in Snapshot.__struct_fields__ if field not in {"debounce", "tags"}]
 _COLUMN_OF = {field: _RENAMED.get(field, field) for field in _PLAIN}
+_EMPTY: dict[str, Any] = dict.fromkeys(runs.c.keys())
 _LATEST = datetime.max.replace(tzinfo=UTC)
 
 CHILDREN = """ARRAY(
@@ -51,7 +52,7 @@ def _row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     is_expired = expires_at is not None and expires_at <= now
     status = RunStatus.EXPIRED if is_expired else RunStatus.DELAYED if is_delayed else RunStatus.QUEUED
     debounce = snapshot.debounce
-    row: dict[str, Any] = dict.fromkeys(runs.c.keys())
+    row: dict[str, Any] = _EMPTY.copy()
     row.update({column: getattr(snapshot, field) for field, column in _COLUMN_OF.items()})
     row.update(
         status=status.value,

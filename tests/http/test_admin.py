@@ -51,8 +51,8 @@ async def test_only_the_administrator_may(api: Api, tenant: Tenant, subtests: py
 
 async def test_a_token_may_hold_any_letters(start: Start) -> None:
     async with start(admin_token="schlüssel") as api:
-        for token, status in (("schlüssel", 200), ("schlussel", 401), ("", 401)):
-            headers = {"Authorization": f"Bearer {token}".encode()}
+        for token, status in (("schlüssel", 200), ("schlussel", 401)):
+            headers = {b"Authorization": f"Bearer {token}".encode()}
             answer = await api.client.get("/admin/api/v1/organizations", headers=headers)
             assert answer.status_code == status
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import psycopg
 import pytest
 
-from mollifier.postgres.tenants import key_hash
+from mollifier.postgres.api_keys import key_hash
 from tests.cli.conftest import Cli
 
 
@@ -71,6 +71,33 @@ def test_a_revoked_key_stays_in_the_list(configured: Cli) -> None:
     assert configured("key", "list", "--env", tenant["env_id"], "--json").json == [revoked.json]
 
 
+def test_a_rotated_key_goes_on_for_its_overlap_and_the_new_one_is_shown_once(
+    configured: Cli, database_url: str
+) -> None:
+    tenant = configured("key", "create", "--new-tenant", "Acme", "--json").json
+    env = ("--env", tenant["env_id"])
+    (key,) = configured("key", "list", *env, "--json").json
+    rotated = configured("key", "rotate", key["key_id"], *env, "--overlap", "1h", "--json")
+    assert rotated.json["replaced_key_id"] == key["key_id"]
+    old, new = configured("key", "list", *env, "--json").json
+    assert (old["expires_at"], new["key_id"]) == (rotated.json["replaced_expires_at"], rotated.json["key_id"])
+    assert rotated.json["api_key"].startswith(new["prefix"])
+    assert "only its hash is stored" in rotated.err
+    again = configured("key", "rotate", key["key_id"], *env)
+    assert (again.code, again.out, len(again.err.splitlines())) == (1, "", 1)
+
+
+@pytest.mark.parametrize("overlap", ["soon", "91d", "-1h"])
+def test_an_overlap_that_cannot_be_exits_2_and_rotates_nothing(configured: Cli, overlap: str) -> None:
+    tenant = configured("key", "create", "--new-tenant", "Acme", "--json").json
+    env = ("--env", tenant["env_id"])
+    keys = configured("key", "list", *env, "--json").json
+    ended = configured("key", "rotate", keys[0]["key_id"], *env, "--overlap", overlap)
+    assert (ended.code, ended.out) == (2, "")
+    assert "overlap" in ended.err
+    assert configured("key", "list", *env, "--json").json == keys
+
+
 @pytest.mark.parametrize(
     ("arguments", "noun", "hint"),
     [
@@ -81,6 +108,7 @@ def test_a_revoked_key_stays_in_the_list(configured: Cli) -> None:
         (["key", "create", "--env", "env_x"], "environment 'env_x'", "mollifier env list"),
         (["key", "list", "--env", "env_x"], "environment 'env_x'", "mollifier env list"),
         (["key", "revoke", "key_x", "--env", "env_x"], "API key 'key_x'", "mollifier key list"),
+        (["key", "rotate", "key_x", "--env", "env_x"], "environment 'env_x'", "mollifier env list"),
         (["flags", "get", "--org", "org_x"], "organization 'org_x'", "mollifier org list"),
         (["flags", "set", "a", "1", "--org", "org_x"], "organization 'org_x'", "mollifier org list"),
         (["flags", "unset", "a", "--org", "org_x"], "organization 'org_x'", "mollifier org list"),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from mollifier.model import Tenant
@@ -18,6 +19,7 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", "projects/{id}/environments", {"name": "x"}),
     ("GET", "environments/{id}/keys", None),
     ("POST", "environments/{id}/keys", {}),
+    ("POST", "environments/{id}/keys/{id}/rotate", {}),
     ("DELETE", "environments/{id}/keys/{id}", None),
     ("GET", "flags", None),
     ("PUT", "flags", {"a": 1}),
@@ -47,6 +49,14 @@ async def test_only_the_administrator_may(api: Api, tenant: Tenant, subtests: py
     assert len((await api.admin("GET", "organizations")).json()) == 1
 
 
+async def test_a_token_may_hold_any_letters(start: Start) -> None:
+    async with start(admin_token="schlüssel") as api:
+        for token, status in (("schlüssel", 200), ("schlussel", 401)):
+            headers = {b"Authorization": f"Bearer {token}".encode()}
+            answer = await api.client.get("/admin/api/v1/organizations", headers=headers)
+            assert answer.status_code == status
+
+
 async def test_without_a_token_the_admin_api_is_closed_and_says_how_to_open_it(start: Start) -> None:
     async with start(admin_token=None) as api:
         for method, path, body in ROUTES:
@@ -72,6 +82,37 @@ async def test_a_tenant_is_made_step_by_step_and_its_key_works_until_it_is_revok
     revoked = await api.admin("DELETE", f"environments/{environment['id']}/keys/{key['id']}")
     assert (revoked.status_code, "revokedAt" in revoked.json()) == (200, True)
     assert (await api.trigger(tenant)).status_code == 401
+
+
+async def test_a_rotated_key_and_its_successor_both_work_until_the_old_one_is_revoked(api: Api, tenant: Tenant) -> None:
+    keys = f"environments/{tenant.env_id}/keys"
+    (key,) = (await api.admin("GET", keys)).json()
+    answer = await api.admin("POST", f"{keys}/{key['id']}/rotate", {"overlap": "2h30m"})
+    assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
+    created, replaced = answer.json()["created"], answer.json()["replaced"]
+    assert (replaced["id"], "key" in replaced) == (key["id"], False)
+    listed = (await api.admin("GET", keys)).json()
+    assert [("expiresAt" in one, "key" in one) for one in listed] == [(True, False), (False, False)]
+
+    successor = msgspec.structs.replace(tenant, api_key=created["key"])
+    for each in (tenant, successor):
+        await api.triggered(each)
+    await api.admin("DELETE", f"{keys}/{key['id']}")
+    assert [(await api.trigger(each)).status_code for each in (tenant, successor)] == [401, 200]
+
+
+async def test_a_key_is_rotated_once_and_only_for_an_overlap_that_can_be(api: Api, tenant: Tenant) -> None:
+    keys = f"environments/{tenant.env_id}/keys"
+    (key,) = (await api.admin("GET", keys)).json()
+    for overlap in ("soon", "91d", 5, ""):
+        answer = await api.admin("POST", f"{keys}/{key['id']}/rotate", {"overlap": overlap})
+        assert (answer.status_code, fields_of(answer)) == (422, ["overlap"])
+    assert (await api.admin("GET", keys)).json() == [key]
+    assert (await api.admin("POST", f"{keys}/{key['id']}/rotate", {"overlap": "0s"})).status_code == 201
+    assert (await api.trigger(tenant)).status_code == 401
+    again = await api.admin("POST", f"{keys}/{key['id']}/rotate", {})
+    assert (again.status_code, fields_of(again)) == (409, ["keyId"])
+    assert len((await api.admin("GET", keys)).json()) == 2
 
 
 async def test_an_environment_is_prod_where_nothing_is_said(api: Api, tenant: Tenant) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -18,7 +19,7 @@ from mollifier.postgres.authentication import (
 )
 from mollifier.postgres.database import Database
 from mollifier.postgres.tenants import Tenants
-from tests.postgres.support import Outage, Statements, until
+from tests.postgres.support import Outage, Statements, execute, until
 
 
 class Seconds:
@@ -222,3 +223,70 @@ async def test_recording_survives_an_outage_and_forgets_no_use(
 
     await until(is_recorded)
     recording.cancel()
+
+
+# --- rotation ------------------------------------------------------------------------------------------------------
+
+OVERLAP = timedelta(hours=1)
+
+
+async def rotate(tenants: Tenants, tenant: Tenant, overlap: timedelta = OVERLAP) -> str:
+    """Rotate the tenant's key; return the new one."""
+    (key,) = await tenants.list_keys(tenant.env_id)
+    return (await tenants.rotate_key(tenant.env_id, key.id, overlap)).created.secret
+
+
+async def test_while_a_rotation_overlaps_both_keys_work(
+    authenticator: Authenticator, tenants: Tenants, tenant: Tenant, seconds: Seconds
+) -> None:
+    new = await rotate(tenants, tenant)
+
+    for key in (new, tenant.api_key):
+        found = await authenticator.authenticate(key)
+        assert found is not None
+        assert found.id == tenant.env_id
+
+
+async def test_a_rotated_key_ends_with_its_overlap_even_in_an_outage(
+    authenticator: Authenticator, tenants: Tenants, tenant: Tenant, seconds: Seconds, outage: Outage
+) -> None:
+    new = await rotate(tenants, tenant)
+    await authenticator.authenticate(tenant.api_key)
+    assert await authenticator.authenticate(new) is not None
+    await outage.begin()
+
+    seconds.now += OVERLAP.total_seconds() - 60
+    assert await authenticator.authenticate(tenant.api_key) is not None
+    seconds.now += 60
+    assert await authenticator.authenticate(tenant.api_key) is None
+
+
+async def test_a_key_whose_overlap_has_passed_is_an_unknown_one(
+    authenticator: Authenticator, tenants: Tenants, tenant: Tenant, database: Database
+) -> None:
+    await rotate(tenants, tenant)
+    await execute(database, "UPDATE api_keys SET expires_at = now() - interval '1 second' WHERE expires_at IS NOT NULL")
+
+    assert await authenticator.authenticate(tenant.api_key) is None
+
+
+async def test_without_an_overlap_a_rotated_key_ends_at_once(
+    authenticator: Authenticator, tenants: Tenants, tenant: Tenant
+) -> None:
+    new = await rotate(tenants, tenant, timedelta(0))
+
+    assert await authenticator.authenticate(tenant.api_key) is None
+    assert await authenticator.authenticate(new) is not None
+
+
+async def test_the_last_use_before_the_end_is_recorded(
+    database: Database, tenants: Tenants, tenant: Tenant, authenticator: Authenticator
+) -> None:
+    recording = asyncio.create_task(authenticator.keep_recording(every_s=3600))
+    await asyncio.sleep(0)
+    await authenticator.authenticate(tenant.api_key)
+    recording.cancel()
+    await asyncio.wait({recording})
+
+    (key,) = await tenants.list_keys(tenant.env_id)
+    assert key.last_used_at is not None

@@ -29,7 +29,7 @@ from mollifier.postgres.migrate import (
 from mollifier.postgres.tables import metadata
 from tests.postgres.support import ENV, START, execute, jobs, read, rows
 
-OWN = ["0001", "0002", "0003", "0004"]
+OWN = ["0001", "0002", "0003", "0004", "0005"]
 NEWEST = OWN[-1]
 
 

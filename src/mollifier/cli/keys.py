@@ -10,10 +10,13 @@ from mollifier.cli.output import Json, Record, note, show, show_all
 from mollifier.cli.servers import with_tenants
 
 if TYPE_CHECKING:
-    from mollifier.postgres.tenants import ApiKey
+    from mollifier.postgres.api_keys import ApiKey
 
-app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
+app = typer.Typer(no_args_is_help=True, help="Create, list, rotate and revoke API keys.")
 
+KeyId = Annotated[
+    str, typer.Argument(metavar="KEY_ID", help="The key's id, from `mollifier key list`; not the key itself.")
+]
 Env = Annotated[str, typer.Option("--env", metavar="ID", help="The environment's id, from `mollifier env list`.")]
 
 
@@ -57,9 +60,9 @@ def create(
 
 @app.command("list")
 def list_all(env: Env, as_json: Json = False) -> None:
-    """List an environment's keys, revoked ones too, oldest first.
+    """List an environment's keys, revoked and expired ones too, oldest first.
 
-    Shows the beginning of each key, which is enough to tell them apart, and when it was used last.
+    Shows the beginning of each key, which is enough to tell them apart, and when it was used last, give or take half a minute.
 
     For example:
 
@@ -71,16 +74,52 @@ def list_all(env: Env, as_json: Json = False) -> None:
 
 
 @app.command()
+def rotate(
+    key: KeyId,
+    env: Env,
+    overlap: Annotated[
+        str, typer.Option("--overlap", metavar="DURATION", help="How long the old key goes on working, at most 90d.")
+    ] = "1d",
+    as_json: Json = False,
+) -> None:
+    """Create a key in the place of another, which goes on working until the overlap has passed.
+
+    The new key works at once and is shown this once. Move your clients to it and watch `last_used_at` of the old one in `mollifier key
+    list`; `mollifier key revoke` ends it early, `--overlap 0s` at once. A key is rotated once: after that, rotate the newer one.
+
+    For example:
+
+        $ mollifier key rotate key_03fe --env env_77d2
+        $ mollifier key rotate key_03fe --env env_77d2 --overlap 2h30m --json
+    """
+    from mollifier.durations import parse_duration
+
+    try:
+        duration = parse_duration(overlap)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--overlap") from error
+    rotation = with_tenants(lambda tenants: tenants.rotate_key(env, key, duration))
+    created, replaced = rotation.created, rotation.replaced
+    record: Record = {
+        "key_id": created.key.id,
+        "env_id": created.key.env_id,
+        "api_key": created.secret,
+        "replaced_key_id": replaced.id,
+        "replaced_expires_at": replaced.expires_at,
+    }
+    show(record, as_json=as_json)
+    note("Keep the key now: only its hash is stored.")
+
+
+@app.command()
 def revoke(
-    key: Annotated[
-        str, typer.Argument(metavar="KEY_ID", help="The key's id, from `mollifier key list`; not the key itself.")
-    ],
+    key: KeyId,
     env: Env,
     as_json: Json = False,
 ) -> None:
     """Revoke a key for good.
 
-    Requests with it are answered 401 within seconds. Create the new key first, so that nobody is left without one.
+    Requests with it are answered 401 within seconds. To replace a key that is in use, `mollifier key rotate` it instead.
 
     For example:
 
@@ -96,5 +135,6 @@ def _record(key: ApiKey) -> Record:
         "prefix": key.prefix,
         "created_at": key.created_at,
         "last_used_at": key.last_used_at,
+        "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
     }

@@ -12,6 +12,7 @@ from litestar import Request, Response, Router, delete, get, post, put
 from litestar.params import Parameter
 
 from mollifier.fields import Fields
+from mollifier.http.api_keys import KEY_ROUTES
 from mollifier.http.auth import require_admin
 from mollifier.http.bodies import parsed
 from mollifier.http.buffer import BUFFER_ROUTES
@@ -54,18 +55,6 @@ class EnvironmentBody(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     project_id: str
     name: str
     created_at: datetime
-
-
-class KeyBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
-    """An API key as far as it is known: `prefix` tells it apart; `key`, the key itself, is there only when it was just made."""
-
-    id: str
-    env_id: str
-    prefix: str
-    created_at: datetime
-    revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
-    key: str | None = None
 
 
 @get("/organizations", summary="List organizations", operation_class=documented(key=ADMIN))
@@ -141,39 +130,6 @@ async def create_environment(request: AnyRequest, id: Id) -> Response[Environmen
     )
 
 
-@get(
-    "/environments/{id:str}/keys", summary="List API keys", operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN)
-)
-async def list_keys(request: AnyRequest, id: Id) -> Response[list[KeyBody]]:  # noqa: A002 - as above
-    """List the environment's keys, revoked ones too, oldest first."""
-    return _many(await services_of(request).tenants.list_keys(path_id(id, "environment")), KeyBody)
-
-
-@post(
-    "/environments/{id:str}/keys",
-    summary="Make an API key",
-    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
-)
-async def create_key(request: AnyRequest, id: Id) -> Response[KeyBody]:  # noqa: A002 - as above
-    """Make an API key; the answer shows it this once."""
-    made = await services_of(request).tenants.create_key(path_id(id, "environment"))
-    return json_response(KeyBody(**_fields(made.key), key=made.secret), 201)
-
-
-@delete(
-    "/environments/{id:str}/keys/{keyId:str}",
-    status_code=200,
-    summary="Revoke an API key",
-    operation_class=documented(HTTPStatus.NOT_FOUND, key=ADMIN),
-)
-async def revoke_key(request: AnyRequest, id: Id, keyId: Id) -> Response[KeyBody]:  # noqa: A002 - as above
-    """Revoke the key for good: it stops working here at once, and at other replicas within four seconds."""
-    services = services_of(request)
-    revoked = await services.tenants.revoke_key(path_id(id, "environment"), path_id(keyId, "API key"))
-    services.authenticator.forget()
-    return _one(revoked, KeyBody)
-
-
 @get("/flags", summary="Read the global flags", operation_class=documented(key=ADMIN))
 async def get_flags(request: AnyRequest) -> Response[Flags]:
     """Read the flags of everybody."""
@@ -237,8 +193,9 @@ admin_api = Router(
     "/admin/api/v1",
     route_handlers=[
         *(list_organizations, create_organization, get_organization, list_projects, create_project),
-        *(list_environments, create_environment, list_keys, create_key, revoke_key),
+        *(list_environments, create_environment),
         *(get_flags, put_flags, delete_flag, get_org_flags, put_org_flags, delete_org_flag),
+        *KEY_ROUTES,
         *BUFFER_ROUTES,
     ],
     before_request=_guard,

@@ -174,5 +174,11 @@ class OptionalNameBody(msgspec.Struct):
     name: str = "prod"
 
 
+class RotationBody(msgspec.Struct):
+    """How long the replaced key goes on working: at most 90 days, `0s` for not at all."""
+
+    overlap: Duration = "1d"
+
+
 class FlagsBody(msgspec.Struct):
     """Values by the names of flags."""

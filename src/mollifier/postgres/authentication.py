@@ -1,28 +1,31 @@
 """Authentication: which environment an API key belongs to.
 
 Answers are kept for two seconds and then asked for anew; for two more the old answer serves while the new one is under way, so
-that nobody in a burst waits for the database, however slow it is. A revoked key stops working in four. While the database cannot be
-reached, an answer that it gave before stands: triggers keep coming in, and may be buffered, through an outage.
+that nobody in a burst waits for the database, however slow it is. A revoked key stops working in four, a rotated one when its
+overlap has passed. While the database cannot be reached, an answer that it gave before stands: triggers keep coming in, and may be
+buffered, through an outage.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
-from sqlalchemy import ARRAY, Text, bindparam, func, select, update
+from sqlalchemy import ARRAY, Double, Text, bindparam, extract, func, select, update
 
 from mollifier.deadline import within
 from mollifier.errors import EngineUnavailableError
 from mollifier.model import Environment
+from mollifier.postgres.api_keys import key_hash
 from mollifier.postgres.background import keep
 from mollifier.postgres.database import Database
 from mollifier.postgres.tables import api_keys, environments, organizations, projects
-from mollifier.postgres.tenants import key_hash
 
 LIFETIME_S = 2.0
 SERVES_WHILE_ASKED_S = 4.0
@@ -36,6 +39,8 @@ _QUERY = (
     select(
         api_keys.c.id.label("key_id"),
         api_keys.c.key_hash,
+        # By the database's clock; this process counts on from when it asked.
+        extract("epoch", api_keys.c.expires_at - func.now()).cast(Double).label("expires_in_s"),
         environments.c.id,
         environments.c.name,
         projects.c.id.label("project_id"),
@@ -45,7 +50,11 @@ _QUERY = (
     .join_from(api_keys, environments)
     .join(projects)
     .join(organizations)
-    .where(api_keys.c.key_hash == bindparam("hash"), api_keys.c.revoked_at.is_(None))
+    .where(
+        api_keys.c.key_hash == bindparam("hash"),
+        api_keys.c.revoked_at.is_(None),
+        api_keys.c.expires_at.is_(None) | (api_keys.c.expires_at > func.now()),
+    )
 )
 
 
@@ -54,7 +63,12 @@ class _Answer(NamedTuple):
     key_id: str
     asked_at: float
     fresh_until: float
+    expires_at: float = math.inf
     in_outage: bool = False
+
+    def has_expired(self, now: float) -> bool:
+        """Tell whether the key's overlap has passed; nothing prolongs it, so the database need not be asked."""
+        return now >= self.expires_at
 
 
 class Authenticator:
@@ -72,12 +86,14 @@ class Authenticator:
         self._used: set[str] = set()
 
     async def authenticate(self, api_key: str) -> Environment | None:
-        """Return the key's environment, or None for a key that is unknown or revoked.
+        """Return the key's environment, or None for a key that is unknown, revoked or expired.
 
         Raises EngineUnavailableError when the database cannot be reached and never answered for this key.
         """
         digest = key_hash(api_key)
         answer = self._known.get(digest) or self._unknown.get(digest)
+        if answer is not None and answer.has_expired(self._clock()):
+            return None
         if answer is None or answer.fresh_until <= self._clock():
             asking = self._refreshing(digest, answer)
             if answer is None or not self._serves_meanwhile(answer):
@@ -106,8 +122,12 @@ class Authenticator:
             raise
 
     async def keep_recording(self, every_s: float = RECORD_INTERVAL_S) -> None:
-        """Record use every so often, until cancelled; run it beside whatever authenticates."""
-        await keep(self.record_use, what="record the use of API keys", every_s=every_s, first_after_s=every_s)
+        """Record use every so often, and once more when cancelled; run it beside whatever authenticates."""
+        try:
+            await keep(self.record_use, what="record the use of API keys", every_s=every_s, first_after_s=every_s)
+        finally:
+            with suppress(EngineUnavailableError, TimeoutError):
+                await within(REFRESH_DEADLINE_MS, self.record_use())
 
     def _serves_meanwhile(self, stale: _Answer) -> bool:
         """Tell whether a known key is let in by its old answer while a new one is under way."""
@@ -158,4 +178,5 @@ class Authenticator:
         environment = Environment(
             id=row.id, name=row.name, project_id=row.project_id, org_id=row.org_id, org_flags=row.feature_flags
         )
-        return _Answer(environment, row.key_id, asked_at, asked_at + LIFETIME_S)
+        expires_at = math.inf if row.expires_in_s is None else asked_at + row.expires_in_s
+        return _Answer(environment, row.key_id, asked_at, asked_at + LIFETIME_S, expires_at)

@@ -95,6 +95,8 @@ api_keys = Table(
     _required("created_at", _moment(), "now()"),
     _optional("revoked_at", _moment()),
     _optional("last_used_at", _moment()),
+    # Set when the key is rotated: it works until then.
+    _optional("expires_at", _moment()),
 )
 
 feature_flags = Table(

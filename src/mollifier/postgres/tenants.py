@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from hashlib import sha256
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import msgspec
@@ -15,6 +14,17 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from mollifier.errors import ConflictError, FieldError, InvalidRequestError, NotFoundError
 from mollifier.model import Tenant
+from mollifier.postgres.api_keys import (
+    OVERLAP_DEFAULT,
+    ApiKey,
+    NewApiKey,
+    Rotation,
+    api_key,
+    insert_key,
+    new_key,
+    revoke,
+    rotate,
+)
 from mollifier.postgres.database import Database
 from mollifier.postgres.flags import checked_flag_name
 from mollifier.postgres.tables import api_keys, environments, organizations, projects
@@ -22,8 +32,6 @@ from mollifier.postgres.tables import api_keys, environments, organizations, pro
 DEFAULT_ENVIRONMENT = "prod"
 NAME_LENGTH_MAX = 200
 _ENVIRONMENT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
-_KEY_BYTES = 32
-_SHOWN_RANDOM_CHARACTERS = 6
 
 
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,29 +61,6 @@ class TenantEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
-class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of an API key: `prefix` tells it apart in a list, the key itself is not known any more."""
-
-    id: str
-    env_id: str
-    prefix: str
-    created_at: datetime
-    revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
-
-
-class NewApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key that was just made; `secret` is shown this once."""
-
-    key: ApiKey
-    secret: str
-
-
-def key_hash(secret: str) -> bytes:
-    """Return what is stored of a key. Keys are random beyond guessing, so a plain SHA-256 keeps them."""
-    return sha256(secret.encode("utf-8", "surrogatepass")).digest()
-
-
 class Tenants:
     """Makes and lists tenants. Each method raises EngineUnavailableError when the database cannot be reached."""
 
@@ -87,7 +72,7 @@ class Tenants:
         organization = {"id": _new_id("org"), "name": _checked_name(name)}
         project = {"id": _new_id("proj"), "organization_id": organization["id"], "name": organization["name"]}
         env = {"id": _new_id("env"), "project_id": project["id"], "name": _checked_environment_name(environment)}
-        secret, key = _new_key(env["id"], env["name"])
+        secret, key = new_key(env["id"], env["name"])
         async with self._database.transaction() as connection:
             for table, row in (
                 (organizations, organization),
@@ -145,27 +130,24 @@ class Tenants:
     async def create_key(self, env_id: str) -> NewApiKey:
         """Make an API key for the environment. Raises NotFoundError."""
         environment = await self._one(environments, "environment", env_id)
-        secret, row = _new_key(env_id, environment.name)
-        return NewApiKey(key=_api_key(await self._insert(api_keys, row)), secret=secret)
+        async with self._database.statement() as connection:
+            return await insert_key(connection, env_id, environment.name)
 
     async def list_keys(self, env_id: str) -> Sequence[ApiKey]:
-        """Return the environment's keys, revoked ones too, oldest first. Raises NotFoundError."""
+        """Return the environment's keys, revoked and expired ones too, oldest first. Raises NotFoundError."""
         await self._one(environments, "environment", env_id)
-        return [_api_key(row) for row in await self._all(api_keys, environment_id=env_id)]
+        return [api_key(row) for row in await self._all(api_keys, environment_id=env_id)]
+
+    async def rotate_key(self, env_id: str, key_id: str, overlap: timedelta = OVERLAP_DEFAULT) -> Rotation:
+        """Make a key in the place of another, which goes on working for the overlap. See `api_keys.rotate` for what it raises."""
+        environment = await self._one(environments, "environment", env_id)
+        async with self._database.transaction() as connection:
+            return await rotate(connection, env_id, environment.name, key_id, overlap)
 
     async def revoke_key(self, env_id: str, key_id: str) -> ApiKey:
         """Revoke the key for good; a revoked one stays as it is. Raises NotFoundError."""
-        statement = (
-            update(api_keys)
-            .where(api_keys.c.id == key_id, api_keys.c.environment_id == env_id)
-            .values(revoked_at=func.coalesce(api_keys.c.revoked_at, func.now()))
-            .returning(*api_keys.c)
-        )
         async with self._database.statement() as connection:
-            row = (await connection.execute(statement)).one_or_none()
-        if row is None:
-            raise NotFoundError("API key", key_id, "id", "List them with `mollifier key list`.")
-        return _api_key(row)
+            return await revoke(connection, env_id, key_id)
 
     async def get_flags(self, org_id: str) -> Mapping[str, Any]:
         """Return the organization's own flags; empty when what is stored is no mapping. Raises NotFoundError."""
@@ -216,13 +198,6 @@ def _new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(12)}"
 
 
-def _new_key(env_id: str, environment_name: str) -> tuple[str, dict[str, Any]]:
-    lead = f"tr_{environment_name}_"
-    secret = lead + secrets.token_urlsafe(_KEY_BYTES)
-    shown = secret[: len(lead) + _SHOWN_RANDOM_CHARACTERS]
-    return secret, {"id": _new_id("key"), "environment_id": env_id, "prefix": shown, "key_hash": key_hash(secret)}
-
-
 def _checked_name(name: str) -> str:
     stripped = name.strip()
     if not 0 < len(stripped) <= NAME_LENGTH_MAX or not stripped.isprintable():
@@ -248,14 +223,3 @@ def _project(row: Row[Any]) -> Project:
 
 def _environment(row: Row[Any]) -> TenantEnvironment:
     return TenantEnvironment(id=row.id, project_id=row.project_id, name=row.name, created_at=row.created_at)
-
-
-def _api_key(row: Row[Any]) -> ApiKey:
-    return ApiKey(
-        id=row.id,
-        env_id=row.environment_id,
-        prefix=row.prefix,
-        created_at=row.created_at,
-        revoked_at=row.revoked_at,
-        last_used_at=row.last_used_at,
-    )

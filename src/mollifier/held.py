@@ -15,6 +15,8 @@ from mollifier.errors import MalformedEntryError, NonRetryableError
 from mollifier.model import Entry, EntryState, Environment, Run, RunError, RunFilter, RunPage, RunStatus, Snapshot
 from mollifier.patches import Patched
 
+SUPERSEDED = "IdempotencyConflict"
+"""The name of the error of a run that gave way to another one with its key."""
 _CHUNK = 200
 
 
@@ -51,7 +53,7 @@ def as_run(entry: Entry, held: Patched, now: datetime) -> Run:
 def superseded(creation: Creation, winner: str, at: datetime) -> Creation:
     """Return what to create of a held run whose key another run took while nobody could know: CANCELED, naming the winner."""
     message = f"Its key belongs to {winner}, which was created while this run was held."
-    error = RunError(message=message, name="IdempotencyConflict")
+    error = RunError(message=message, name=SUPERSEDED)
     ending = Ending(status=RunStatus.CANCELED, at=at, error=error, frees_keys=True)
     return msgspec.structs.replace(creation, ending=ending)
 

@@ -33,6 +33,7 @@ from psycopg import sql
 from mollifier.errors import MollifierError
 
 ServerName = Literal["valkey", "postgres"]
+Sync = Literal["always", "everysec"]
 Progress = Callable[[str], object]
 
 GUARD = Path(__file__).parent / "_guard" / "__main__.py"
@@ -107,7 +108,8 @@ class EmbeddedStack:
     """Starts the servers on entering (`async with`, or `with`) and stops them on leaving.
 
     `data` keeps everything for the next start on the same folder; without it a temporary folder is used and removed. `fresh` empties the folder
-    first. `durable=False` trades crash safety for speed: no append-only file, no fsync. `claim_s` is how long to wait for another stack to let go
+    first. `durable=False` trades crash safety for speed: no append-only file, no fsync. `appendfsync` says when Valkey syncs that file to disk: every
+    second, or before each answer (`always`). `claim_s` is how long to wait for another stack to let go
     of the folder, as after its parent was killed. `on_progress` is told in a few words what is going on.
 
     Raises EmbeddedUnavailable where a server's wheel is missing, EmbeddedError when one does not start.
@@ -118,6 +120,7 @@ class EmbeddedStack:
         data: Path | None = None,
         *,
         durable: bool = True,
+        appendfsync: Sync = "everysec",
         postgres: bool = True,
         valkey: bool = True,
         fresh: bool = False,
@@ -127,6 +130,7 @@ class EmbeddedStack:
         self._order: dict[str, object] = {
             "data": None if data is None else str(data.absolute()),
             "durable": durable,
+            "appendfsync": appendfsync,
             "fresh": fresh,
             "claim_s": claim_s,
         }

@@ -12,6 +12,9 @@ from mollifier.expiry import EXPIRED_ERROR, expiry_of
 from mollifier.model import Entry, EntryState, Run, RunError, RunStatus
 from mollifier.patches import Patched
 
+SUPERSEDED = "IdempotencyConflict"
+"""The name of the error of a run that gave way to another one with its key."""
+
 
 def patched(entry: Entry) -> Patched:
     """Return the entry's snapshot as its patches leave it. Raises NonRetryableError when it does not parse."""
@@ -44,6 +47,6 @@ def as_run(entry: Entry, held: Patched, now: datetime) -> Run:
 def superseded(creation: Creation, winner: str, at: datetime) -> Creation:
     """Return what to create of a held run whose key another run took while nobody could know: CANCELED, naming the winner."""
     message = f"Its key belongs to {winner}, which was created while this run was held."
-    error = RunError(message=message, name="IdempotencyConflict")
+    error = RunError(message=message, name=SUPERSEDED)
     ending = Ending(status=RunStatus.CANCELED, at=at, error=error, frees_keys=True)
     return msgspec.structs.replace(creation, ending=ending)

@@ -53,6 +53,11 @@ class Child:
     output: Path
     lifeline: int = field(repr=False)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it still runs."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
     async def first_line(self) -> bytes:
         """Return the first line that it writes to its standard output. Raises ProcessError when it ends without one."""
         assert self.process.stdout is not None  # noqa: S101 - a pipe was asked for
@@ -87,17 +92,30 @@ class Processes:
         self._children: list[Child] = []
         self.api_urls: list[str] = []
 
-    async def start_apis(self, ports: Sequence[int]) -> None:
+    async def start_apis(self, ports: Sequence[int]) -> Sequence[Child]:
         """Start one API process on each port, a free one for 0; they listen then, but may not be ready yet."""
-        options = ("--host", HOST, "--json")
-        children = [await self._start("api", "serve", *options, "--port", str(port)) for port in ports]
+        children = [await self.start_api(port) for port in ports]
         for child in children:
             line = await self.alongside(child.first_line(), START_S, "the API process did not say where it listens")
             self.api_urls.append(json.loads(line)["url"])
+        return children
 
-    async def start_worker(self) -> None:
+    async def start_api(self, port: int) -> Child:
+        """Start one API process; its first line says when it listens."""
+        return await self._start("api", "serve", "--host", HOST, "--json", "--port", str(port))
+
+    async def start_worker(self) -> Child:
         """Start one worker process."""
-        await self._start("worker", "worker")
+        return await self._start("worker", "worker")
+
+    async def kill(self, child: Child) -> None:
+        """Send SIGKILL to one, and wait until it is gone. Nobody watches it from then on."""
+        self._children.remove(child)
+        try:
+            child.signal(signal.SIGKILL)
+            await child.process.wait()
+        finally:
+            os.close(child.lifeline)
 
     async def ready(self) -> None:
         """Return when every API process says that it is. Raises ProcessError when one ends or does not get there in time."""

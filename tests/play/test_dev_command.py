@@ -1,9 +1,11 @@
 """`mollifier dev`: one stack for these tests, started as a user does."""
 
 import json
+import os
 import signal
 import stat
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +95,10 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(address: dict[str, 
     assert not (tmp_path / "other").exists()
 
 
+def command_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
 def test_nothing_outlives_it_however_it_ends_and_the_next_start_has_the_same_key(
     dev: tuple[subprocess.Popen[str], dict[str, str]], folder: Path
 ) -> None:
@@ -100,6 +106,8 @@ def test_nothing_outlives_it_however_it_ends_and_the_next_start_has_the_same_key
     run_id = call(address, "POST", "/api/v1/tasks/echo/trigger", {"payload": 1})["id"]
     left = descendants(process.pid)
     assert len(left) >= 4
+    if sys.platform == "linux":
+        os.kill(next(pid for pid in left if "worker" in command_of(pid)), signal.SIGSTOP)
     stop(process, signal.SIGKILL)
     until_gone(left)
     with started("dev", "--port", 0, "--data", folder, "--json") as again:

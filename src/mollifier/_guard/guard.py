@@ -25,7 +25,9 @@ class Guard:
         self._folders = folders
         self._servers: dict[str, Server] = {}
         if order.valkey is not None:
-            self._servers["valkey"] = Valkey(folders, order.valkey, durable=order.durable)
+            self._servers["valkey"] = Valkey(
+                folders, order.valkey, appendfsync=order.appendfsync if order.durable else None
+            )
         if order.postgres is not None:
             self._servers["postgres"] = Postgres(folders, order.postgres, parent, durable=order.durable)
 

@@ -23,12 +23,13 @@ class Failed(Exception):  # noqa: N818 - carries the sentence that the parent ra
 class Order:
     """What to start. `data=None` makes a temporary folder; a program of None leaves that server out.
 
-    `valkey` is the path of the server's program, `postgres` that of the folder of its programs. `claim_s` is how long to wait for another stack to let
+    `appendfsync` is Valkey's setting of that name. `valkey` is the path of the server's program, `postgres` that of the folder of its programs. `claim_s` is how long to wait for another stack to let
     go of the data folder.
     """
 
     data: str | None
     durable: bool
+    appendfsync: str
     fresh: bool
     valkey: str | None
     postgres: str | None

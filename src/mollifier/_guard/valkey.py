@@ -11,17 +11,17 @@ from mollifier._guard.server import Server, Steps
 
 
 class Valkey(Server):
-    """`durable` keeps an append-only file; without it every start is an empty server."""
+    """`appendfsync` says when its append-only file is synced; None keeps no file, so that every start is an empty server."""
 
     name = "Valkey"
     stop_signal = signal.SIGTERM
 
-    def __init__(self, folders: Folders, program: str, *, durable: bool) -> None:
+    def __init__(self, folders: Folders, program: str, *, appendfsync: str | None) -> None:
         super().__init__(folders.log("valkey"), folders.lock)
         self.socket = folders.run / "valkey.sock"
         self._folders = folders
         self._program = program
-        self._durable = durable
+        self._appendfsync = appendfsync
 
     def start(self) -> Steps:
         """See Server."""
@@ -32,7 +32,8 @@ class Valkey(Server):
             "unixsocketperm": "700",
             "maxmemory-policy": "noeviction",
             "save": "",
-            "appendonly": "yes" if self._durable else "no",
+            "appendonly": "no" if self._appendfsync is None else "yes",
+            "appendfsync": self._appendfsync or "no",
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         self.spawn([self._program, *words], self._folders.own(self._folders.data / "valkey", user), user)

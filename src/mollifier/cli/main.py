@@ -22,6 +22,7 @@ from mollifier.cli.output import note, print_text
 from mollifier.cli.replay import replay
 from mollifier.cli.serve import serve
 from mollifier.cli.settings import settings
+from mollifier.cli.torture import torture
 from mollifier.cli.worker import worker
 from mollifier.errors import InvalidRequestError, MollifierError, NotFoundError, SettingsError
 
@@ -82,6 +83,7 @@ app.command(rich_help_panel=_SERVERS)(migrate)
 app.command(rich_help_panel=_CHECKS)(doctor)
 app.command(rich_help_panel=_CHECKS)(audit)
 app.command(rich_help_panel=_CHECKS)(settings)
+app.command(rich_help_panel=_CHECKS)(torture)
 app.add_typer(organizations.app, name="org", rich_help_panel=_ADMINISTRATION)
 app.add_typer(projects.app, name="project", rich_help_panel=_ADMINISTRATION)
 app.add_typer(environments.app, name="env", rich_help_panel=_ADMINISTRATION)

@@ -37,9 +37,13 @@ class Marker:
     def __init__(self, name: str) -> None:
         self._prefix = f"play-{name}-"
 
+    def tag(self, number: int) -> str:
+        """Return the tag that marks the call."""
+        return f"{self._prefix}{number}"
+
     def body(self, number: int, payload: bytes) -> bytes:
         """Return the body of the call: the payload is JSON text."""
-        return b'{"payload":%b,"options":{"tags":["%b%d"]}}' % (payload, self._prefix.encode(), number)
+        return b'{"payload":%b,"options":{"tags":["%b"]}}' % (payload, self.tag(number).encode())
 
     def call_of(self, tags: Iterable[str]) -> int | None:
         """Return which call of this play made the run with these tags, None for a run of somebody else."""

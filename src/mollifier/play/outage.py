@@ -67,10 +67,10 @@ class Outage:
         else:
             pids = processes_of(self._stack)
             try:
-                _signal(pids, signal.SIGSTOP)
+                signal_all(pids, signal.SIGSTOP)
                 await self._sleep(self._seconds)
             finally:
-                _signal(pids, signal.SIGCONT)
+                signal_all(pids, signal.SIGCONT)
         self._tell("Postgres is back")
 
 
@@ -81,7 +81,7 @@ def processes_of(stack: Stack) -> Sequence[int]:
     return [stack.postgres_pid, *children_of(stack.postgres_pid)]
 
 
-def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+def signal_all(pids: Sequence[int], number: signal.Signals) -> None:
     """Signal them in this order: once the first has stopped, no more of them are started."""
     for pid in pids:
         with suppress(ProcessLookupError):

@@ -190,7 +190,7 @@ def _held(snapshot: Snapshot, claim: Claim | None) -> Acceptance:
         _entry(snapshot, EntryKind.HELD),
         created_us=as_us(snapshot.created_at),
         bindings=[binding for _, binding in bindings(snapshot)],
-        token=claim.token if claim else "",
+        token=claim.proof if claim else "",
     )
 
 

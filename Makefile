@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test test-sdk check fuzz bench clean lock anew
+.PHONY: help demo dev test test-sdk check fuzz model bench clean lock anew
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -41,6 +41,9 @@ check: $(STAMP) ## lint, formatting, types, import layers
 
 fuzz: $(STAMP) ## fuzz for MOLLIFIER_FUZZ_SECONDS (300), from MOLLIFIER_FUZZ_SEED if given
 	@MOLLIFIER_FUZZ_SECONDS="$${MOLLIFIER_FUZZ_SECONDS:-300}" $(BIN)/pytest -m fuzz --timeout 0 $(ARGS)
+
+model: $(STAMP) ## hold the buffer against its model for MOLLIFIER_MODEL_STEPS (1,000,000), from MOLLIFIER_MODEL_SEED if given
+	@MOLLIFIER_MODEL_STEPS="$${MOLLIFIER_MODEL_STEPS:-1000000}" $(BIN)/pytest -s --timeout 0 $(ARGS) tests/model -k every_step
 
 bench: $(STAMP) ## measure: runs what is in benchmarks/
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-TESTS = 3
+TESTS = 2
 
 
 async def fuzz(play: Callable[[random.Random], Awaitable[None]]) -> int:

@@ -1,0 +1,34 @@
+"""What each script has to do, said plainly: the model that the scripts in `lua/` are held against, and that the simulation runs on.
+
+A method here has the name of its script and takes the names of its header. It is written from the contract, not from the script, so the
+two agree only where both are right. Replies are what the server would send, bytes and all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.model.settling import Settling
+from tests.model.store import Store
+from tests.model.storing import Storing
+from tests.model.taking import Taking
+
+
+class ScriptModel(Storing, Taking, Settling):
+    """The scripts over one store."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._arrivals_us: dict[str, list[int]] = {}
+
+    def trip(
+        self, *, rate: str, tripped: str, bucket_us: int, buckets: int, threshold: int, hold_ms: int, number: int
+    ) -> Any:
+        """Triggers are counted with those in the buckets before; more than the threshold hold the environment."""
+        now = self.store.now_us // bucket_us
+        arrivals = [moment for moment in self._arrivals_us.get(rate, []) if abs(now - moment // bucket_us) < buckets]
+        self._arrivals_us[rate] = [*arrivals, *[self.store.now_us] * number]
+        was_held = self.store.exists(tripped)
+        if len(arrivals) + number > threshold:
+            self.store.put(tripped, b"1", self.store.now_ms + hold_ms)
+        return [was_held, len(arrivals)]

@@ -1,0 +1,104 @@
+"""The model's scripts of the trigger path: accepting, changing, claiming."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tests.model.part import Part, claim_of, run_of
+
+
+class Storing(Part):
+    """What callers of the buffer ask for."""
+
+    def accept(
+        self,
+        *,
+        entry: str,
+        queue: str,
+        envs: str,
+        orgs: str,
+        seq: str,
+        held: str,
+        binding: Sequence[str],
+        run_id: str,
+        env_id: str,
+        org_id: str,
+        kind: str,
+        payload: bytes,
+        ttl_ms: int,
+        created_ms: int,
+        token: str,
+        digests: str,
+        wake: str,
+        expires_ms: Sequence[int],
+    ) -> Any:
+        """An entry is stored once, whole, under the next number, with all of its keys or none."""
+        store = self.store
+        if entry in store.hashes:
+            return [b"duplicate_run", run_id.encode(), 0]
+        for key in binding:
+            holder = store.strings.get(key)
+            if holder is not None and holder != claim_of(token):
+                return [b"duplicate_key", run_of(holder) or b"", 0]
+        number = store.increment(seq)
+        end_ms = store.now_ms + ttl_ms if ttl_ms else None
+        store.hashes[entry] = {
+            "state": b"QUEUED",
+            "kind": kind.encode(),
+            "env": env_id.encode(),
+            "org": org_id.encode(),
+            "seq": b"%d" % number,
+            "accepted_ms": b"%d" % store.now_ms,
+            "payload": payload,
+        }
+        store.live(entry, end_ms)
+        if digests:
+            store.hashes[entry]["bindings"] = digests.encode()
+        for key, expiry_ms in zip(binding, expires_ms, strict=True):
+            store.put(key, b"run:" + run_id.encode(), expiry_ms)
+        if kind == "held":
+            store.add(held, run_id, created_ms, end_ms)
+        if queue not in store.sets:
+            store.on_publish(wake)
+        store.add(queue, run_id, number, end_ms)
+        self.mark_ready(envs, orgs, env_id, org_id, due_ms=store.now_ms, end_ms=end_ms)
+        return [b"accepted", run_id.encode(), number]
+
+    def patch(self, *, entry: str, binding: Sequence[str], run_id: str, patches: int, patch: bytes, taken: int) -> Any:
+        """A change is appended to what the caller has seen, or not at all."""
+        fields = self.store.hashes.get(entry)
+        if fields is None or "state" not in fields:
+            return b"missing"
+        if fields["state"] not in (b"QUEUED", b"DRAINING"):
+            return b"stale"
+        if (int(fields.get("patches", b"0")), "taken" in fields) != (patches, bool(taken)):
+            return b"changed"
+        fields[f"patch:{patches}"] = patch
+        fields["patches"] = b"%d" % (patches + 1)
+        self.unbind(binding, run_id)
+        return b"held"
+
+    # --- the callers' keys -----------------------------------------------------------------------------------------
+
+    def claim(self, *, binding: Sequence[str], token: str, lifetime_ms: int) -> Any:
+        """Keys are claimed in order up to the first that another claims; one that is bound answers with its run."""
+        outcomes: list[list[bytes]] = []
+        for key in binding:
+            holder = self.store.strings.get(key)
+            run_id = run_of(holder)
+            if run_id is not None:
+                outcomes.append([b"bound", run_id])
+            elif holder in (None, claim_of(token)):
+                self.store.put(key, claim_of(token), self.store.now_ms + lifetime_ms)
+                outcomes.append([b"claimed", b""])
+            else:
+                return [*outcomes, [b"pending", b""]]
+        return outcomes
+
+    def release(self, *, binding: Sequence[str], token: str) -> Any:
+        """Only its owner gives a claim back."""
+        released = [key for key in binding if self.store.strings.get(key) == claim_of(token)]
+        for key in released:
+            self.store.delete(key)
+        return len(set(released))

@@ -189,7 +189,7 @@ def _held(snapshot: Snapshot, claim: Claim | None) -> Acceptance:
         _entry(snapshot, EntryKind.HELD),
         created_ms=int(snapshot.created_at.timestamp() * 1000),
         bindings=[binding for _, binding in bindings(snapshot)],
-        token=claim.token if claim else "",
+        token=claim.proof if claim else "",
     )
 
 

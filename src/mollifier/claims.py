@@ -2,8 +2,15 @@
 
 A held run is not in the engine yet, so the engine's unique constraint cannot see it; and between looking a key up and binding it
 there is room for a second trigger. So a trigger with a key claims it on the buffer's server first. The claim carries its owner's
-token: it turns into a binding when the run is held, is released when the run was created, and runs out when its owner died, later
-than any trigger takes. Whoever meets a claim waits for what becomes of it.
+token: it turns into a binding when the run is held, is released when the run was created, and runs out when its owner died. Whoever
+meets a claim waits for what becomes of it.
+
+A claim lives longer than what is done under it: that has a deadline (`deadline_ms`), made of the engine's and the buffer's. A claimant
+that was stopped for longer is cancelled by that deadline before it creates anything, and what it still has on the way to the buffer is
+refused there, because holding a run takes the claim itself. A late release harms nobody: the token is not the next owner's.
+
+A binding is worth what its run is worth. Where the entry is gone, or does not parse, or its run has ended in a way that frees its
+idempotency key (its time to live is over), the key is claimed as if it were free, in one step with the look at whose it is.
 
 The keys of a batch are claimed together, in one round trip where all are free, in the order of their digests. Whoever has to wait for
 one holds none that comes after it, so nobody waits for a key whose holder waits for one of his: two batches with the same keys wait
@@ -24,17 +31,22 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from mollifier.buffer import Binding, Bound, Buffer, KeyClaimed
+from mollifier import held
+from mollifier.buffer import Binding, Bound, Buffer, ClaimOutcome, KeyClaimed
 from mollifier.deadline import within
 from mollifier.engine import Existing
-from mollifier.errors import BufferUnavailableError, EngineUnavailableError
+from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.keys import idempotency_digest, request_digest
-from mollifier.model import Snapshot
+from mollifier.model import KEY_FREEING_STATUSES, Entry, Snapshot
 from mollifier.settings import Settings
 from mollifier.telemetry import Telemetry
 
-LIFETIME_MS = 30_000
-"""Longer than any trigger takes: the engine's own deadline, twice."""
+_ENGINE_CALLS = 3
+"""Looking the keys up, creating, and creating once more what the buffer did not take."""
+_ACCEPTS = 10
+"""How many times its deadline the buffer may take for the most items that one call has."""
+_SLACK = 2
+"""A deadline that is spent in slices lasts longer in a busy process; one that is missed fails the trigger."""
 _FIRST_WAIT_MS = 2
 _LONGEST_WAIT_MS = 50
 
@@ -43,11 +55,20 @@ By = Literal["request_key", "idempotency_key"]
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """The keys that triggers have set out to claim, and the token that proves which of them they did."""
+    """The keys that triggers have set out to claim, and the token that proves which of them they did.
+
+    `is_sure`: all of them were, as far as they were nobody's. Otherwise the server gave no answer, and some may have been.
+    """
 
     org_id: str
     token: str = ""
     digests: tuple[str, ...] = ()
+    is_sure: bool = True
+
+    @property
+    def proof(self) -> str:
+        """What holding a run has to show: the token, or nothing where there may be no claim."""
+        return self.token if self.is_sure else ""
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -58,7 +79,7 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Claims:
-    """Claims callers' keys on the buffer's server. `sleep` takes seconds."""
+    """Claims callers' keys on the buffer's server. `engine_deadline_ms` is how long one call of the engine may take; `sleep` takes seconds."""
 
     def __init__(
         self,
@@ -66,14 +87,28 @@ class Claims:
         settings: Callable[[], Settings],
         telemetry: Telemetry,
         *,
+        engine_deadline_ms: int,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         new_token: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
         self._buffer = buffer
         self._settings = settings
         self._telemetry = telemetry
+        self._engine_deadline_ms = engine_deadline_ms
         self._sleep = sleep
         self._new_token = new_token
+
+    @property
+    def deadline_ms(self) -> int:
+        """How long triggers may take from their claim to its release."""
+        settings = self._settings()
+        buffer_ms = settings.gate_deadline_ms + _ACCEPTS * settings.accept_deadline_ms
+        return _ENGINE_CALLS * self._engine_deadline_ms + _SLACK * buffer_ms
+
+    @property
+    def lifetime_ms(self) -> int:
+        """How long a claim lives whose owner does not release it: the deadline counts from the reply, the lifetime from before it."""
+        return self.deadline_ms + self.deadline_ms // 10 + _SLACK * self._settings().accept_deadline_ms
 
     async def take(self, snapshots: Sequence[Snapshot]) -> Taken:
         """Claim the keys of these snapshots of one organization; tell of each the held run that one of its keys belongs to.
@@ -85,9 +120,10 @@ class Claims:
         claim = Claim(snapshots[0].org_id, self._new_token(), tuple(digests))
         bound: dict[str, str] = {}
         try:
-            await self._claim(claim, bound)
+            await self._claim(claim, bound, _Worth(self._buffer, snapshots[0]))
         except (BufferUnavailableError, TimeoutError) as error:
             self._telemetry.failed_open("claim", error)
+            claim = replace(claim, is_sure=False)
         except BaseException:
             await self.release(claim)
             raise
@@ -100,29 +136,84 @@ class Claims:
             with suppress(BufferUnavailableError, TimeoutError):
                 await self._within(self._buffer.release(claim.org_id, claim.digests, claim.token))
 
-    async def _claim(self, claim: Claim, bound: dict[str, str]) -> None:
-        """Claim the keys in their order, as many at a time as are free; note in `bound` the runs that some belong to."""
+    async def _claim(self, claim: Claim, bound: dict[str, str], worth: _Worth) -> None:
+        """Claim the keys in their order, as many at a time as are free; note in `bound` the runs that some belong to.
+
+        While one is waited for, those before it are claimed again from time to time, and all of them at the end: they begin their life
+        together.
+        """
         left = claim.digests
-        wait_ms, waited_ms = _FIRST_WAIT_MS, 0
+        wait_ms, waited_ms, aged_ms = _FIRST_WAIT_MS, 0, 0
         while left:
-            asking = self._buffer.claim_many(claim.org_id, left, claim.token, LIFETIME_MS)
+            outcomes = await self._ask(claim, left, worth)
+            bound.update(_runs(left, outcomes))
+            unbound = tuple(digest for digest in claim.digests if digest not in bound)
+            if isinstance(outcomes[-1], KeyClaimed):
+                blocked = left[len(outcomes) - 1 :]
+                if waited_ms > self.lifetime_ms:
+                    raise EngineUnavailableError("another trigger with this key has not come to an end; try again")
+                if aged_ms == 0 < waited_ms:
+                    # Somebody took one of those claimed before, after it had run out: whoever waits for it holds none after it.
+                    await self.release(replace(claim, digests=blocked[1:]))
+                await self._sleep(wait_ms / 1000)
+                waited_ms, aged_ms = waited_ms + wait_ms, aged_ms + wait_ms
+                wait_ms = min(_LONGEST_WAIT_MS, wait_ms * 2)
+                is_old = aged_ms > self.lifetime_ms // 4
+                left, aged_ms = (unbound, 0) if is_old else (blocked, aged_ms)
+            else:
+                left, aged_ms = (unbound, 0) if aged_ms else ((), 0)
+
+    async def _ask(self, claim: Claim, digests: Sequence[str], worth: _Worth) -> Sequence[ClaimOutcome]:
+        """Claim the keys; those whose run is worth nothing again, at that run's cost."""
+        while True:
+            void = [worth.void.get(digest, "") for digest in digests]
+            asking = self._buffer.claim_many(claim.org_id, digests, claim.token, self.lifetime_ms, void)
             outcomes = await self._within(asking)
-            bound.update(
-                (digest, outcome.run_id)
-                for digest, outcome in zip(left, outcomes, strict=False)
-                if isinstance(outcome, Bound)
-            )
-            if not isinstance(outcomes[-1], KeyClaimed):
-                return
-            left = left[len(outcomes) - 1 :]
-            if waited_ms > LIFETIME_MS:
-                raise EngineUnavailableError("another trigger with this key has not come to an end; try again")
-            await self._sleep(wait_ms / 1000)
-            waited_ms += wait_ms
-            wait_ms = min(_LONGEST_WAIT_MS, wait_ms * 2)
+            if not await self._within(worth.look_into(_runs(digests, outcomes))):
+                return outcomes
 
     async def _within(self, operation: Awaitable[T]) -> T:
         return await within(self._settings().accept_deadline_ms, operation)
+
+
+class _Worth:
+    """Finds out which bindings are worth nothing at the moment of a trigger: `void` has the run of each, by digest."""
+
+    def __init__(self, buffer: Buffer, snapshot: Snapshot) -> None:
+        self._buffer = buffer
+        self._org_id = snapshot.org_id
+        self._now = snapshot.created_at
+        self._seen: set[tuple[str, str]] = set()
+        self.void: dict[str, str] = {}
+
+    async def look_into(self, bound: Mapping[str, str]) -> bool:
+        """Look at the entries of runs that keys are bound to; return whether one more of the bindings is worth nothing."""
+        new = {digest: run_id for digest, run_id in bound.items() if (digest, run_id) not in self._seen}
+        if not new:
+            return False
+        self._seen.update(new.items())
+        run_ids = sorted(set(new.values()))
+        entries = dict(zip(run_ids, await self._buffer.get_entries(self._org_id, run_ids), strict=True))
+        void = {digest: run_id for digest, run_id in new.items() if self._frees(digest, entries[run_id])}
+        self.void.update(void)
+        return bool(void)
+
+    def _frees(self, digest: str, entry: Entry | MalformedEntryError | None) -> bool:
+        if entry is None or isinstance(entry, MalformedEntryError):
+            return True
+        try:
+            run = held.run_of(entry, self._now)
+        except NonRetryableError:
+            return True
+        return run.status in KEY_FREEING_STATUSES and digest not in {
+            binding.digest for by, binding in bindings(run.snapshot) if by == "request_key"
+        }
+
+
+def _runs(digests: Sequence[str], outcomes: Sequence[ClaimOutcome]) -> dict[str, str]:
+    """Return the run of each key that belongs to one."""
+    found = zip(digests, outcomes, strict=False)
+    return {digest: outcome.run_id for digest, outcome in found if isinstance(outcome, Bound)}
 
 
 def _holder(keys: Sequence[tuple[By, Binding]], bound: Mapping[str, str]) -> Existing | None:

@@ -69,6 +69,11 @@ CreateOutcome = Created | Existing
 class RunEngine(Protocol):
     """What Mollifier asks of a run engine. All moments are UTC."""
 
+    @property
+    def deadline_ms(self) -> int:
+        """How long one call may take, milliseconds: after that its store is one that cannot be reached."""
+        ...
+
     async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
         """Create the runs and have them executed, atomically; answer one outcome per snapshot, in order.
 

@@ -76,7 +76,7 @@ class Mollifier:
             admission=Admission(
                 settings=self.settings, gate=self.gate, buffer=self.buffer, engine=engine, telemetry=self.telemetry
             ),
-            claims=Claims(self.buffer, self.settings, self.telemetry) if self.buffer else None,
+            claims=self._claims(engine.deadline_ms),
             engine=engine,
             runs=self.runs,
             tasks=tasks,
@@ -85,6 +85,11 @@ class Mollifier:
             new_run_id=new_run_id or ids.run_id,
         )
         self.batches = Batches(engine=engine, triggers=self.triggers, runs=self.runs, clock=clock)
+
+    def _claims(self, engine_deadline_ms: int) -> Claims | None:
+        if self.buffer is None:
+            return None
+        return Claims(self.buffer, self.settings, self.telemetry, engine_deadline_ms=engine_deadline_ms)
 
     def drainer(self, handler: Handler | None = None) -> Drainer:
         """Return a drainer of this buffer: audit copies are compared, held entries become runs; or what the given handler does.

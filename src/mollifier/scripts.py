@@ -223,9 +223,9 @@ def patch(
     return Call(load("patch"), (entry, *binding), (run_id, patches, patch, taken), _settlement)
 
 
-def claim(*, binding: Sequence[str], token: str, lifetime_ms: int) -> Call[tuple[ClaimReply, ...]]:
+def claim(*, binding: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str]) -> Call[tuple[ClaimReply, ...]]:
     """Claim callers' keys; see `lua/claim.lua`."""
-    return Call(load("claim"), tuple(binding), (token, lifetime_ms), _claimed)
+    return Call(load("claim"), tuple(binding), (token, lifetime_ms, *void), _claimed)
 
 
 def release(*, binding: Sequence[str], token: str) -> Call[int]:

@@ -9,6 +9,7 @@ fail.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
@@ -115,8 +116,11 @@ class TriggerService:
             return await self._trigger_new(snapshots, inputs, await self._engine.find_by_keys_many(snapshots))
         taken = await self._claims.take(snapshots)
         try:
-            existing = await self._find_unheld(snapshots, taken.existing)
-            return await self._trigger_new(snapshots, inputs, existing, taken.claim)
+            async with asyncio.timeout(self._claims.deadline_ms / 1000):
+                existing = await self._find_unheld(snapshots, taken.existing)
+                return await self._trigger_new(snapshots, inputs, existing, taken.claim)
+        except TimeoutError as error:
+            raise EngineUnavailableError("it took longer than a key can be claimed for; try again") from error
         finally:
             # Bound to a held run by now, the keys are no longer the claim's, and stay.
             await self._claims.release(taken.claim)

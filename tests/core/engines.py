@@ -12,6 +12,8 @@ from mollifier.model import Run, RunStatus, Snapshot
 class MemoryEngine:
     """Only what the trigger path and a drain handler call; anything else is an AttributeError."""
 
+    deadline_ms = 15_000
+
     def __init__(self) -> None:
         self.runs: dict[str, Snapshot] = {}
         self.fault: Exception | None = None

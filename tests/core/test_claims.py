@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
+from redis.asyncio import Redis
 
+from mollifier import snapshots
 from mollifier.buffer import Buffer, Claimed, ClaimOutcome, KeyClaimed
-from mollifier.claims import LIFETIME_MS, Claims, bindings
+from mollifier.claims import Claims, bindings
 from mollifier.engine import Existing
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.model import EntryKind, Snapshot
 from mollifier.telemetry import Telemetry
-from tests.core.support import ENV, ORG, SETTINGS
+from tests.core.support import ENV, ORG, SETTINGS, execute, lifetime_ms
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 SOON = NOW + timedelta(days=1)
@@ -45,7 +48,8 @@ def digest_of(key: str) -> str:
 async def hold(buffer: Buffer, run_id: str, snapshot: Snapshot) -> None:
     """Bind the snapshot's keys to a held run."""
     found = [binding for _, binding in bindings(snapshot)]
-    await buffer.accept(run_id, ENV, ORG, b"", kind=EntryKind.HELD, bindings=found)
+    payload = snapshots.encode(snapshot)
+    await buffer.accept(run_id, ENV, ORG, payload, kind=EntryKind.HELD, bindings=found)
 
 
 async def outcome(buffer: Buffer, key: str, token: str = "asks") -> ClaimOutcome:
@@ -55,12 +59,14 @@ async def outcome(buffer: Buffer, key: str, token: str = "asks") -> ClaimOutcome
     return found
 
 
-def claims_of(buffer: Buffer, token: str = "ours", sleep: object = None) -> Claims:
-    async def rest(_: float) -> None:
-        await asyncio.sleep(0)
+async def rest(_: float) -> None:
+    await asyncio.sleep(0)
 
-    chosen = sleep or rest
-    return Claims(buffer, lambda: SETTINGS, Telemetry(), sleep=chosen, new_token=lambda: token)  # pyright: ignore[reportArgumentType]
+
+def claims_of(buffer: Buffer, sleep: Callable[[float], Awaitable[None]] = rest) -> Claims:
+    return Claims(
+        buffer, lambda: SETTINGS, Telemetry(), engine_deadline_ms=15_000, sleep=sleep, new_token=lambda: "ours"
+    )
 
 
 async def test_free_keys_are_claimed_until_they_are_released(buffer: Buffer) -> None:
@@ -110,7 +116,8 @@ async def test_a_key_that_becomes_a_held_runs_while_it_is_waited_for_is_answered
     await buffer.claim(ORG, binding.digest, "theirs", 60_000)
 
     async def bind(_: float) -> None:
-        await buffer.accept("held", ENV, ORG, b"", kind=EntryKind.HELD, bindings=[binding], token="theirs")
+        payload = snapshots.encode(keyed("a"))
+        await buffer.accept("held", ENV, ORG, payload, kind=EntryKind.HELD, bindings=[binding], token="theirs")
 
     taken = await claims_of(buffer, sleep=bind).take([keyed("a"), keyed("b")])
 
@@ -125,10 +132,11 @@ async def test_a_claim_that_outlasts_every_trigger_is_an_error_and_all_others_ar
         nonlocal waited_s
         waited_s += seconds
 
+    claims = claims_of(buffer, sleep=wait)
     with pytest.raises(EngineUnavailableError):
-        await claims_of(buffer, sleep=wait).take([keyed(key) for key in "abc"])
+        await claims.take([keyed(key) for key in "abc"])
 
-    assert waited_s * 1000 > LIFETIME_MS
+    assert waited_s * 1000 > claims.lifetime_ms
     assert [await outcome(buffer, key) for key in "bc"] == [Claimed(), Claimed()]
 
 
@@ -156,7 +164,7 @@ async def test_many_who_want_the_same_keys_in_any_order_all_get_them_in_turn(buf
 
     async def claim(number: int) -> None:
         wanted = random.Random(number).sample(keys, 8)
-        claims = Claims(buffer, lambda: SETTINGS, Telemetry())
+        claims = Claims(buffer, lambda: SETTINGS, Telemetry(), engine_deadline_ms=15_000)
         taken = await claims.take([keyed(key) for key in wanted])
         for key in wanted:
             assert key not in owners, "two claimants had one key at once"
@@ -180,3 +188,107 @@ async def test_without_the_buffers_server_nothing_is_claimed_and_nothing_fails(
     monkeypatch.setattr(buffer, "claim_many", fail)
     taken = await claims_of(buffer).take([keyed("a"), keyed("b")])
     assert taken.existing == (None, None)
+
+
+async def test_a_claim_outlives_whatever_triggers_may_take(buffer: Buffer, redis_client: Redis) -> None:
+    """Looked up, created, refused by the buffer and created after all, each at its deadline."""
+    claims = claims_of(buffer)
+    engine_ms, buffer_ms = 3 * 15_000, SETTINGS.gate_deadline_ms + SETTINGS.accept_deadline_ms
+
+    await claims.take([keyed("a")])
+
+    assert claims.deadline_ms > engine_ms + buffer_ms
+    left_ms = await lifetime_ms(redis_client, buffer.keyspace.of(ORG).idempotency(digest_of("a")))
+    assert left_ms is not None
+    assert left_ms > claims.deadline_ms
+
+
+async def test_claims_are_prolonged_while_another_is_waited_for_and_when_it_is_over(
+    buffer: Buffer, redis_client: Redis
+) -> None:
+    first, last = sorted("ab", key=digest_of)
+    claimed = buffer.keyspace.of(ORG).idempotency(digest_of(first))
+    await buffer.claim(ORG, digest_of(last), "theirs", 600_000)
+    waited_ms = 0.0
+    seen: list[bool] = []
+
+    async def wait(seconds: float) -> None:
+        nonlocal waited_ms
+        waited_ms += seconds * 1000
+        left_ms = await lifetime_ms(redis_client, claimed)
+        seen.append(left_ms is not None and left_ms > 20_000)
+        await execute(redis_client, "PEXPIRE", claimed, 20_000)
+        if waited_ms > claims.lifetime_ms * 0.6:
+            await buffer.release(ORG, [digest_of(last)], "theirs")
+
+    claims = claims_of(buffer, sleep=wait)
+    await claims.take([keyed("a"), keyed("b")])
+
+    assert seen.count(True) == 3
+    left_ms = await lifetime_ms(redis_client, claimed)
+    assert left_ms is not None
+    assert left_ms > claims.deadline_ms
+
+
+async def test_a_claim_that_was_lost_while_waiting_is_waited_for_and_none_after_it_is_held(buffer: Buffer) -> None:
+    first, middle, last = sorted("abc", key=digest_of)
+    await buffer.claim(ORG, digest_of(last), "theirs", 600_000)
+    asked = 0
+
+    async def wait(_: float) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            # The claims of whoever waits have run out, and another has the first of them now; what they all waited for is free.
+            await buffer.release(ORG, [digest_of(first), digest_of(middle)], "ours")
+            await buffer.claim(ORG, digest_of(first), "another", 600_000)
+            await buffer.release(ORG, [digest_of(last)], "theirs")
+        elif asked == 2:
+            assert [await outcome(buffer, key) for key in (middle, last)] == [Claimed()] * 2
+            await buffer.release(ORG, [digest_of(first)], "another")
+
+    taken = await claims_of(buffer, sleep=wait).take([keyed(key) for key in "abc"])
+
+    assert taken.existing == (None,) * 3
+    assert [await outcome(buffer, key) for key in "abc"] == [KeyClaimed()] * 3
+
+
+@pytest.mark.parametrize("damage", [("DEL",), ("HDEL", "seq"), ("HSET", "seq", "x")])
+async def test_a_key_whose_entry_is_gone_or_does_not_parse_is_free(
+    buffer: Buffer, redis_client: Redis, damage: tuple[str, ...]
+) -> None:
+    snapshot = keyed("a", "r")
+    await hold(buffer, "held", snapshot)
+    command, *arguments = damage
+    await execute(redis_client, command, buffer.keyspace.of(ORG).entry("held"), *arguments)
+
+    taken = await claims_of(buffer).take([snapshot])
+
+    assert taken.existing == (None,)
+    assert len(taken.claim.digests) == 2
+    assert await outcome(buffer, "a") == KeyClaimed()
+
+
+async def test_an_idempotency_key_of_a_run_that_expired_while_held_is_free_and_its_request_key_is_not(
+    buffer: Buffer,
+) -> None:
+    await hold(buffer, "held", replace(keyed("a", "r"), created_at=NOW - timedelta(seconds=10), ttl_s=10))
+    await hold(buffer, "waits", replace(keyed("b"), created_at=NOW - timedelta(seconds=10), ttl_s=11))
+
+    taken = await claims_of(buffer).take([keyed("a"), keyed("b"), keyed("c", "r")])
+
+    assert taken.existing == (
+        None,
+        Existing("waits", by="idempotency_key"),
+        Existing("held", by="request_key"),
+    )
+    assert digest_of("a") in taken.claim.digests
+
+
+async def test_a_binding_that_is_worth_nothing_is_taken_over_by_one_alone(buffer: Buffer) -> None:
+    await hold(buffer, "held", keyed("a"))
+
+    claiming = [buffer.claim_many(ORG, [digest_of("a")], token, 60_000, ["held"]) for token in ("first", "second")]
+    outcomes = [list(found) for found in await asyncio.gather(*claiming)]
+
+    assert sorted(outcomes, key=str) == [[Claimed()], [KeyClaimed()]]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
 
-from mollifier.model import RunFilter, RunStatus
+from mollifier.engine import Creation, Existing
+from mollifier.errors import EngineUnavailableError
+from mollifier.facade import Mollifier
+from mollifier.keys import idempotency_digest
+from mollifier.model import RunFilter, RunStatus, Snapshot, TriggerRequest
+from mollifier.postgres.catalog import PostgresTaskCatalog
+from mollifier.postgres.engine import PostgresRunEngine
+from tests.core.support import execute, until
 from tests.divert.conftest import ENVIRONMENT, House
 
 pytestmark = pytest.mark.leaves_keys
@@ -76,11 +84,7 @@ async def test_a_key_whose_lifetime_is_over_while_its_run_is_held_is_free(holdin
     first = await holding.trigger(idempotency_key="k", idempotency_lifetime=timedelta(milliseconds=50))
 
     async def is_free() -> bool:
-        from mollifier.keys import idempotency_digest
-
         return await holding.buffer.bound_run("org_a", idempotency_digest("env_a", "echo", "k")) is None
-
-    from tests.core.support import until
 
     await until(is_free)
     second, cached = await holding.trigger_all(idempotency_key="k")
@@ -93,8 +97,6 @@ async def test_a_key_whose_lifetime_is_over_while_its_run_is_held_is_free(holdin
 
 
 async def test_a_crashed_claimant_unblocks_others_and_a_late_release_harms_nobody(holding: House) -> None:
-    from mollifier.keys import idempotency_digest
-
     digest = idempotency_digest("env_a", "echo", "k")
     await holding.buffer.claim("org_a", digest, "crashed", 100)
 
@@ -109,11 +111,7 @@ async def test_a_held_run_that_finds_its_key_taken_is_created_cancelled_and_name
     loser = await holding.trigger(idempotency_key="k")
     held = await holding.runs.get(ENVIRONMENT, loser)
     assert held is not None
-    import msgspec
-
-    from mollifier.engine import Creation
-
-    rival = msgspec.structs.replace(held.snapshot, run_id="run_rival")
+    rival = replace(held.snapshot, run_id="run_rival")
     await holding.create(Creation(snapshot=rival))
 
     await holding.drain()
@@ -123,3 +121,87 @@ async def test_a_held_run_that_finds_its_key_taken_is_created_cancelled_and_name
     assert created.status is RunStatus.CANCELED
     assert created.error is not None
     assert "run_rival" in created.error.message
+
+
+@pytest.mark.parametrize("is_other_held", [True, False])
+async def test_a_claim_that_runs_out_in_the_middle_of_its_trigger_makes_no_second_run(
+    holding: House, is_other_held: bool
+) -> None:
+    """Its trigger has looked the key up and not found it, when another claims it and makes a run."""
+    digest = idempotency_digest("env_a", "echo", "k")
+    others: list[str] = []
+
+    class Slow(PostgresRunEngine):
+        async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
+            found = await super().find_by_keys_many(snapshots)
+            key = holding.buffer.keyspace.of("org_a").idempotency(digest)
+            assert await execute(holding.client, "DEL", key) == 1
+            if not is_other_held:
+                holding.settings = replace(holding.settings, enabled=False)
+            others.append(await holding.trigger(idempotency_key="k"))
+            holding.settings = replace(holding.settings, enabled=True)
+            return found
+
+    mollifier = Mollifier(
+        lambda: holding.settings, engine=Slow(holding.database), tasks=PostgresTaskCatalog(holding.database)
+    )
+    request = TriggerRequest(task_id="echo", payload=b"1", idempotency_key="k")
+    triggered = await mollifier.triggers.trigger(ENVIRONMENT, request)
+    await mollifier.aclose()
+
+    assert (triggered.result.run_id, triggered.result.is_cached) == (others[0], True)
+    await holding.drain()
+    assert await all_ids(holding) == others
+
+
+async def test_a_trigger_that_takes_longer_than_its_claim_lives_makes_no_run(holding: House) -> None:
+    class Hanging(PostgresRunEngine):
+        deadline_ms = 1
+
+        async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    settings = replace(holding.settings, gate_deadline_ms=1, accept_deadline_ms=30)
+    mollifier = Mollifier(settings, engine=Hanging(holding.database), tasks=PostgresTaskCatalog(holding.database))
+    request = TriggerRequest(task_id="echo", payload=b"1", idempotency_key="k")
+    with pytest.raises(EngineUnavailableError):
+        await mollifier.triggers.trigger(ENVIRONMENT, request)
+    await mollifier.aclose()
+
+    assert await all_ids(holding) == []
+    assert not (await holding.trigger_all(idempotency_key="k"))[1]
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_a_key_of_a_run_that_expired_while_held_is_free_before_it_is_drained(
+    holding: House, is_held: bool
+) -> None:
+    first = await holding.trigger(idempotency_key="k", ttl=timedelta(seconds=1))
+
+    async def is_expired() -> bool:
+        run = await holding.runs.get(ENVIRONMENT, first)
+        return run is not None and run.status is RunStatus.EXPIRED
+
+    await until(is_expired)
+    if not is_held:
+        await execute(holding.client, "DEL", holding.buffer.keyspace.of("org_a").tripped("env_a"))
+    second, cached = await holding.trigger_all(idempotency_key="k")
+
+    assert (second != first, cached) == (True, False)
+    assert await holding.trigger_all(idempotency_key="k") == (second, True)
+    await holding.drain()
+    statuses = [(await holding.created(run_id)).status for run_id in (first, second)]  # pyright: ignore[reportOptionalMemberAccess]
+    assert statuses == [RunStatus.EXPIRED, RunStatus.QUEUED]
+    assert await holding.trigger_all(idempotency_key="k") == (second, True)
+
+
+async def test_a_key_of_an_entry_that_was_evicted_is_free(holding: House) -> None:
+    lost = await holding.trigger(idempotency_key="k")
+    await execute(holding.client, "DEL", holding.buffer.keyspace.of("org_a").entry(lost))
+
+    other, cached = await holding.trigger_all(idempotency_key="k")
+
+    assert (other != lost, cached) == (True, False)
+    await holding.drain()
+    assert await all_ids(holding) == [other]

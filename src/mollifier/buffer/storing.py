@@ -68,15 +68,18 @@ class Storing(Part):
         return outcome
 
     async def claim_many(
-        self, org_id: str, digests: Sequence[str], token: str, lifetime_ms: int
+        self, org_id: str, digests: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str] = ()
     ) -> Sequence[ClaimOutcome]:
         """Claim keys of one organization in their order, in one round trip; claiming with the same token again prolongs the claim.
 
+        `void` has for each key the run whose binding is worth nothing, or "": that key is claimed as if it were free.
         The first that is somebody else's claim is the last of the answers: none after it has been claimed.
         """
         keys = self.keyspace.of(org_id)
         binding = [keys.idempotency(digest) for digest in digests]
-        replies = await self._scripts.run(scripts.claim(binding=binding, token=token, lifetime_ms=lifetime_ms))
+        replies = await self._scripts.run(
+            scripts.claim(binding=binding, token=token, lifetime_ms=lifetime_ms, void=void)
+        )
         return [_claimed(reply) for reply in replies]
 
     async def release(self, org_id: str, digests: Sequence[str], token: str) -> int:

@@ -1,6 +1,7 @@
 -- Store one entry as QUEUED under the next sequence number. Accepting the same run twice changes nothing.
 --
--- Each key of the caller's is taken for the run: it must be free, or claimed by the token that comes with this call.
+-- Each key of the caller's is taken for the run: it must be claimed by the token that comes with this call, or, where none
+-- comes, free: a claim that has run out may have been another's meanwhile.
 -- @include index
 -- @include clock
 -- KEYS  1 entry   hash: the entry
@@ -17,7 +18,7 @@
 --       5 payload     opaque bytes
 --       6 ttl_ms      lifetime of the entry, 0 for ever
 --       7 created_ms  the moment of the trigger
---       8 token       what claimed the bindings
+--       8 token       what claimed the bindings, or ''
 --       9 digests     the names of the bindings, as settling needs them
 --       10 wake       the channel on which drainers listen for work
 --       11... expires_ms  when each binding ends
@@ -26,8 +27,8 @@ if redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} 
 local claim = 'claim:' .. ARGV[8]
 for i = 7, #KEYS do
   local holder = redis.call('GET', KEYS[i])
-  if holder and holder ~= claim then
-    return {'duplicate_key', string.match(holder, '^run:(.*)') or '', 0}
+  if holder and holder ~= claim or not holder and ARGV[8] ~= '' then
+    return {'duplicate_key', holder and string.match(holder, '^run:(.*)') or '', 0}
   end
 end
 

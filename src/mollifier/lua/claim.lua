@@ -4,15 +4,16 @@
 -- KEYS  1... binding  strings: 'run:<run_id>' or 'claim:<token>'
 -- ARGV  1 token        names the claimant
 --       2 lifetime_ms  how long a claimant may take
+--       3... void      the run whose binding of the key is worth nothing, or ''
 -- Returns a list, one for each key looked at: {'claimed', ''} | {'bound', run_id} | {'pending', ''} (somebody else's claim)
 local claim = 'claim:' .. ARGV[1]
 local outcomes = {}
 for i = 1, #KEYS do
   local holder = redis.call('GET', KEYS[i])
   local run_id = holder and string.match(holder, '^run:(.*)')
-  if run_id then
+  if run_id and run_id ~= ARGV[i + 2] then
     outcomes[i] = {'bound', run_id}
-  elseif holder and holder ~= claim then
+  elseif holder and not run_id and holder ~= claim then
     outcomes[i] = {'pending', ''}
     break
   else

@@ -41,7 +41,7 @@ class Database:
 
     def __init__(self, database_url: str, *, pool_size: int = POOL_SIZE, deadline_s: float = DEADLINE_S) -> None:
         self.conninfo = conninfo(database_url)
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._engine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=lambda: psycopg.AsyncConnection.connect(self.conninfo),
@@ -86,7 +86,7 @@ class Database:
     @asynccontextmanager
     async def _lend(self, source: Callable[[], Any]) -> AsyncGenerator[AsyncConnection]:
         with translated():
-            async with asyncio.timeout(self._deadline_s), source() as connection:
+            async with asyncio.timeout(self.deadline_s), source() as connection:
                 yield connection
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
@@ -30,7 +31,7 @@ from mollifier.patches import Cancel, Patch
 from mollifier.postgres import batches
 from mollifier.postgres.carrying import carried
 from mollifier.postgres.creation import create_rows
-from mollifier.postgres.database import Database
+from mollifier.postgres.database import Database, translated
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
 from mollifier.postgres.rows import CHILDREN, expiry, progress_of, row_of, run_of
@@ -66,6 +67,11 @@ class PostgresRunEngine:
         self._database = database
         self._clock = clock
 
+    @property
+    def deadline_ms(self) -> int:
+        """The database's deadline: each call uses it once, or repeats within it."""
+        return int(self._database.deadline_s * 1000)
+
     async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
         """Create the runs; a single one without a race costs one round trip.
 
@@ -94,7 +100,9 @@ class PostgresRunEngine:
             async with lend() as connection:
                 return await create_rows(connection, rows, now)
 
-        return await _outlasting_lockouts(attempt)
+        with translated():
+            async with asyncio.timeout(self._database.deadline_s):
+                return await _outlasting_lockouts(attempt)
 
     async def carry_over(self, env_id: str, run_id: str, changes: Sequence[Patch]) -> Run | None:
         """Apply what is missing under the run's lock, and count it in the same transaction."""

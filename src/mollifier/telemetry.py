@@ -112,6 +112,13 @@ class Telemetry:
         return self.tracer.start_as_current_span(name, context=context, attributes=attributes)
 
 
+def current_trace() -> tuple[str | None, str | None]:
+    """Return the current span's place in its trace as (traceparent, tracestate), for whatever goes on elsewhere; Nones without one."""
+    carrier: dict[str, str] = {}
+    _propagator.inject(carrier)
+    return carrier.get("traceparent"), carrier.get("tracestate")
+
+
 def event(name: str, **fields: Any) -> None:
     """Emit one structured event: a log record of `mollifier.events` whose message is the event's name."""
     _events.info(name, extra={"fields": fields})

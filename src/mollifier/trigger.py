@@ -22,7 +22,7 @@ from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestE
 from mollifier.model import Environment, GateInputs, Run, Snapshot, TriggerRequest
 from mollifier.runs import Runs
 from mollifier.snapshots import take_snapshot
-from mollifier.telemetry import Telemetry
+from mollifier.telemetry import Telemetry, current_trace
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -108,7 +108,15 @@ class TriggerService:
     async def trigger_checked(self, checked: Checked) -> list[Triggered]:
         """Trigger what `check` found nothing wrong with."""
         now = self._clock()
-        snapshots = [self._snapshot(checked, request, now) for request in checked.requests]
+        # Where the caller named no trace, one begins here: what is drained and executed later belongs to it.
+        traceparent, tracestate = current_trace()
+        requests = [
+            msgspec.structs.replace(request, traceparent=traceparent, tracestate=tracestate)
+            if traceparent is not None and request.traceparent is None
+            else request
+            for request in checked.requests
+        ]
+        snapshots = [self._snapshot(checked, request, now) for request in requests]
         inputs = [gate_inputs(checked.environment, request) for request in checked.requests]
         if not any(map(bindings, snapshots)):
             return await self._admission.admit(snapshots, inputs)

@@ -19,9 +19,9 @@ class Observed:
     def __init__(self) -> None:
         self._reader = InMemoryMetricReader()
         self._spans = InMemorySpanExporter()
-        tracer = TracerProvider()
-        tracer.add_span_processor(SimpleSpanProcessor(self._spans))
-        self.telemetry = Telemetry(MeterProvider([self._reader]), tracer)
+        self.tracer_provider = TracerProvider()
+        self.tracer_provider.add_span_processor(SimpleSpanProcessor(self._spans))
+        self.telemetry = Telemetry(MeterProvider([self._reader]), self.tracer_provider)
 
     def points(self, name: str) -> dict[frozenset[tuple[str, Any]], float]:
         """Return what was measured under this name, by labels."""

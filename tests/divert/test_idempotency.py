@@ -156,7 +156,9 @@ async def test_a_claim_that_runs_out_in_the_middle_of_its_trigger_makes_no_secon
 
 async def test_a_trigger_that_takes_longer_than_its_claim_lives_makes_no_run(holding: House) -> None:
     class Hanging(PostgresRunEngine):
-        deadline_ms = 1
+        @property
+        def deadline_ms(self) -> int:
+            return 1
 
         async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
             await asyncio.Event().wait()

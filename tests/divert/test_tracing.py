@@ -43,7 +43,7 @@ async def test_a_held_runs_trigger_drain_and_execution_are_one_trace(holding: Ho
     await drainer.stop()
     executor = Executor(
         holding.database,
-        {"echo": lambda payload: payload},
+        {"echo": repr},
         clock=lambda: datetime.now(UTC),
         tracer_provider=observed.tracer_provider,
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from mollifier import scripts
-from mollifier.buffer import Acceptance, Accepted, Binding, Popped, Ready
+from mollifier.buffer import Acceptance, Accepted, Binding, HeldPlace, Popped, Ready
 from mollifier.model import Entry, EntryKind, GateInputs
 from tests.model.twins import SETTINGS, Twins
 
@@ -136,7 +136,7 @@ class BufferMachine(RuleBasedStateMachine):
                     org_id=owner.org_id,
                     payload=b"payload of " + run_id.encode(),
                     kind=kind,
-                    created_ms=self._now_ms + moment_ms,
+                    created_us=(self._now_ms + moment_ms) * 1000,
                     bindings=[Binding(digest, self._now_ms + 2 * moment_ms) for digest in digests],
                     token=token,
                 )
@@ -154,10 +154,15 @@ class BufferMachine(RuleBasedStateMachine):
     # --- the callers' keys -----------------------------------------------------------------------------------------
 
     @operation(
-        2, ready=any_environment, digests=some_digests, token=any_token, lifetime_ms=st.sampled_from([1, 20, 150])
+        2,
+        ready=any_environment,
+        digests=some_digests,
+        token=any_token,
+        lifetime_ms=st.sampled_from([1, 20, 150]),
+        void=st.lists(st.sampled_from(["", "run-0", "run-1"]), max_size=1),
     )
-    def claim(self, ready: Ready, digests: tuple[str, ...], token: str, lifetime_ms: int) -> None:
-        self.twins.both(lambda buffer: buffer.claim_many(ready.org_id, digests, token, lifetime_ms))
+    def claim(self, ready: Ready, digests: tuple[str, ...], token: str, lifetime_ms: int, void: list[str]) -> None:
+        self.twins.both(lambda buffer: buffer.claim_many(ready.org_id, digests, token, lifetime_ms, void))
 
     @operation(ready=any_environment, digests=some_digests, token=any_token)
     def release(self, ready: Ready, digests: tuple[str, ...], token: str) -> None:
@@ -279,16 +284,20 @@ class BufferMachine(RuleBasedStateMachine):
         if isinstance(found, Entry):
             self.seen.append(found)
 
-    @operation(ready=any_environment, newest_first=st.booleans(), from_ms=st.none() | any_moment)
-    def read_lists(self, ready: Ready, newest_first: bool, from_ms: int | None) -> None:
+    @operation(
+        ready=any_environment, newest_first=st.booleans(), from_ms=st.none() | any_moment, limit=st.integers(1, 4)
+    )
+    def read_lists(self, ready: Ready, newest_first: bool, from_ms: int | None, limit: int) -> None:
         org_id, env_id = ready.org_id, ready.env_id
-        start_ms = None if from_ms is None else self._now_ms + from_ms
+        beyond = None if from_ms is None else HeldPlace((self._now_ms + from_ms) * 1000, f"run-{limit}")
         self.twins.both(lambda buffer: buffer.ready())
         self.twins.both(lambda buffer: buffer.ready([org_id]))
         self.twins.both(lambda buffer: buffer.counts())
         self.twins.both(lambda buffer: buffer.list_entries(org_id, env_id))
         self.twins.both(lambda buffer: buffer.bound_run(org_id, DIGESTS[0]))
-        self.twins.both(lambda buffer: buffer.held_run_ids(org_id, env_id, from_ms=start_ms, newest_first=newest_first))
+        self.twins.both(
+            lambda buffer: buffer.held_places(org_id, env_id, beyond=beyond, newest_first=newest_first, limit=limit)
+        )
 
     # --- what happens to it ----------------------------------------------------------------------------------------
 

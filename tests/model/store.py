@@ -145,15 +145,20 @@ class Store:
         if "REV" in options:
             members.reverse()
             start, stop = stop, start
-        chosen = [member for member in members if _number(start) <= scores[member] <= _number(stop)]
+        chosen = [member for member in members if _is_within(scores[member], start, stop)]
         if "LIMIT" in options:
             offset, count = options[options.index("LIMIT") + 1 :][:2]
             chosen = chosen[offset : offset + count]
+        if "WITHSCORES" in options:
+            return [part for member in chosen for part in (member.encode(), b"%d" % scores[member])]
         return [member.encode() for member in chosen]
 
 
-def _number(bound: Any) -> float:
-    return float(bound)
+def _is_within(score: float, start: Any, stop: Any) -> bool:
+    """Return whether the score lies between two bounds; one that begins with a parenthesis is left out itself."""
+    after = score > float(start[1:]) if str(start).startswith("(") else score >= float(start)
+    before = score < float(stop[1:]) if str(stop).startswith("(") else score <= float(stop)
+    return after and before
 
 
 def _nobody_listens(channel: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from tests.model.part import Part, claim_of, run_of
@@ -27,7 +28,7 @@ class Storing(Part):
         kind: str,
         payload: bytes,
         ttl_ms: int,
-        created_ms: int,
+        created_us: int,
         token: str,
         digests: str,
         wake: str,
@@ -39,7 +40,7 @@ class Storing(Part):
             return [b"duplicate_run", run_id.encode(), 0]
         for key in binding:
             holder = store.strings.get(key)
-            if holder is not None and holder != claim_of(token):
+            if holder != claim_of(token) and (holder is not None or token):
                 return [b"duplicate_key", run_of(holder) or b"", 0]
         number = store.increment(seq)
         end_ms = store.now_ms + ttl_ms if ttl_ms else None
@@ -58,7 +59,7 @@ class Storing(Part):
         for key, expiry_ms in zip(binding, expires_ms, strict=True):
             store.put(key, b"run:" + run_id.encode(), expiry_ms)
         if kind == "held":
-            store.add(held, run_id, created_ms, end_ms)
+            store.add(held, run_id, created_us, end_ms)
         if queue not in store.sets:
             store.on_publish(wake)
         store.add(queue, run_id, number, end_ms)
@@ -81,15 +82,15 @@ class Storing(Part):
 
     # --- the callers' keys -----------------------------------------------------------------------------------------
 
-    def claim(self, *, binding: Sequence[str], token: str, lifetime_ms: int) -> Any:
-        """Keys are claimed in order up to the first that another claims; one that is bound answers with its run."""
+    def claim(self, *, binding: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str]) -> Any:
+        """Keys are claimed in order up to the first that another claims; one that is bound, and not in vain, answers with its run."""
         outcomes: list[list[bytes]] = []
-        for key in binding:
+        for key, void_run in zip_longest(binding, void, fillvalue=""):
             holder = self.store.strings.get(key)
             run_id = run_of(holder)
-            if run_id is not None:
+            if run_id is not None and run_id != void_run.encode():
                 outcomes.append([b"bound", run_id])
-            elif holder in (None, claim_of(token)):
+            elif run_id is not None or holder in (None, claim_of(token)):
                 self.store.put(key, claim_of(token), self.store.now_ms + lifetime_ms)
                 outcomes.append([b"claimed", b""])
             else:

@@ -10,6 +10,9 @@ from mollifier.errors import SettingsError
 
 PREFIX = "MOLLIFIER_"
 
+SECRET = frozenset({"database_url", "redis_url", "admin_token"})
+"""The fields that are secret, or hold a password."""
+
 _RANGES: dict[str, tuple[int, int]] = {
     "partitions": (1, 1024),
     "body_limit_bytes": (1024, 256 * 1024 * 1024),
@@ -88,6 +91,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.database_url is not None and not self.database_url.startswith(("postgresql://", "postgres://")):
             raise SettingsError(variable("database_url"), "must start with postgresql://")
 
+    def __repr__(self) -> str:
+        """Show every setting but those that hold passwords: settings get into messages of all kinds."""
+        shown = (f"{name}={'***' if name in SECRET and value else repr(value)}" for name, value in _values(self))
+        return f"Settings({', '.join(shown)})"
+
     @property
     def active(self) -> bool:
         """True when the gate may be asked: switched on, and there is a server to ask."""
@@ -97,6 +105,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def drains(self) -> bool:
         """True when a worker process runs the drainer: `drainer_enabled`, or `enabled` where that is unset."""
         return self.enabled if self.drainer_enabled is None else self.drainer_enabled
+
+
+def _values(settings: Settings) -> list[tuple[str, object]]:
+    return [(name, getattr(settings, name)) for name in settings.__struct_fields__]
 
 
 def variable(field: str) -> str:

@@ -123,3 +123,12 @@ def test_settings_cannot_be_changed_in_place() -> None:
     settings: Any = Settings()
     with pytest.raises(AttributeError):
         settings.enabled = True
+
+
+def test_settings_that_are_shown_show_no_secret() -> None:
+    settings = Settings(
+        database_url="postgresql://u:hunter2@h/d", redis_url="redis://u:hunter2@h", admin_token="hunter2", hold_ms=7
+    )
+    assert "hunter2" not in repr(settings)
+    assert "hold_ms=7" in repr(settings)
+    assert "redis_url=None" in repr(Settings())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import pytest
 from sqlalchemy import exc, text
 
 from mollifier.embedded import Stack
-from mollifier.errors import EngineUnavailableError
-from mollifier.postgres.database import Database
+from mollifier.errors import EngineUnavailableError, SettingsError
+from mollifier.postgres.database import Database, conninfo
 from mollifier.postgres.engine import PostgresRunEngine
 from tests.postgres.support import ENV, Outage, create, execute, rows, snapshot
+
+
+SECRET = "hunter2"
 
 
 @pytest.fixture
@@ -142,3 +146,22 @@ async def test_cancelled_calls_cross_no_replies(database_url: str) -> None:
             for number, answer in enumerate(answers):
                 assert isinstance(answer, asyncio.CancelledError) or answer == turn * 10 + number
         assert await asyncio.gather(*(ask(number) for number in range(20))) == list(range(20))
+
+
+async def test_an_error_does_not_repeat_the_row_that_was_refused(database: Database) -> None:
+    await execute(database, "CREATE TABLE refusing (payload text, CONSTRAINT never CHECK (false))")
+
+    with pytest.raises(exc.IntegrityError) as caught:
+        await execute(database, "INSERT INTO refusing VALUES (:payload)", payload=SECRET)
+
+    told = "".join(traceback.format_exception(caught.value))
+    assert "never" in told
+    assert SECRET not in told
+
+
+@pytest.mark.parametrize("url", [f"postgresql://u:{SECRET}%zz@h/d", f"postgresql://u@h/d?{SECRET}=1"])
+def test_a_url_that_cannot_be_read_is_not_repeated(url: str) -> None:
+    with pytest.raises(SettingsError, match="MOLLIFIER_DATABASE_URL") as caught:
+        conninfo(url)
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))

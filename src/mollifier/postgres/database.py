@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import select
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -99,7 +100,9 @@ def conninfo(database_url: str) -> str:
     try:
         given = conninfo_to_dict(database_url)
     except psycopg.Error as error:
-        raise SettingsError(variable("database_url"), f"is no database URL: {str(error).strip()}") from error
+        # libpq quotes what it cannot read, and that may be the password.
+        told = re.sub(r'"[^"]*"', "a part of it", _first_line(error))
+        raise SettingsError(variable("database_url"), f"is no database URL: {told}") from None
     options = f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS} {given.get('options') or ''}".strip()
     ours = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "mollifier", "tcp_user_timeout": 10_000}
     return make_conninfo("", **{**ours, **given, "options": options})
@@ -111,6 +114,7 @@ def translated() -> Generator[None]:
     try:
         yield
     except exc.DBAPIError as error:
+        _forget_rows(error)
         raise _translation(error.orig, invalidated=error.connection_invalidated) or error from error
     except (psycopg.Error, OSError, exc.TimeoutError) as error:
         raise _translation(error) or error from error
@@ -118,6 +122,13 @@ def translated() -> Generator[None]:
         raise InvalidRequestError(
             FieldError("body", "holds half of a surrogate pair, which is no character")
         ) from error
+
+
+def _forget_rows(error: exc.DBAPIError) -> None:
+    """Keep the message's first line: the details after it repeat the row that was refused, payload and all, and errors are logged."""
+    for one in (error, error.orig):
+        if one is not None and one.args:
+            one.args = (_first_line(one), *one.args[1:])
 
 
 def _translation(error: BaseException | None, *, invalidated: bool = False) -> Exception | None:

@@ -17,7 +17,6 @@ from mollifier.postgres.database import Database, conninfo
 from mollifier.postgres.engine import PostgresRunEngine
 from tests.postgres.support import ENV, Outage, create, execute, rows, snapshot
 
-
 SECRET = "hunter2"
 
 

@@ -20,9 +20,6 @@ from tests.postgres.support import ENV, Outage, create, execute, rows, snapshot
 SECRET = "hunter2"
 
 
-SECRET = "hunter2"
-
-
 @pytest.fixture
 async def silent_server() -> AsyncIterator[str]:
     """The URL of a server that accepts connections and never says a word."""

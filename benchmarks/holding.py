@@ -11,6 +11,7 @@ from benchmarks.database import House
 from benchmarks.stage import REQUEST, environment
 from mollifier import snapshots
 from mollifier.buffer import Acceptance, Accepted
+from mollifier.cursors import as_us
 from mollifier.drainer import Drainer
 from mollifier.ids import run_id
 from mollifier.model import EntryKind, Snapshot
@@ -82,5 +83,5 @@ def _acceptance(snapshot: Snapshot) -> Acceptance:
         org_id=snapshot.org_id,
         payload=snapshots.encode(snapshot),
         kind=EntryKind.HELD,
-        created_ms=int(snapshot.created_at.timestamp() * 1000),
+        created_us=as_us(snapshot.created_at),
     )

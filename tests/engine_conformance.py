@@ -16,6 +16,7 @@ import pytest
 
 from mollifier.engine import Created, Existing, RunEngine
 from mollifier.errors import ConflictError, InvalidRequestError
+from mollifier.expiry import EXPIRED_ERROR
 from mollifier.ids import batch_id, item_run_id
 from mollifier.model import Batch, Debounce, MetadataOperation, RunFilter, RunProgress, RunStatus, Snapshot
 from tests.postgres.support import ENV, OTHER_ENV, START, Clock, create, read, snapshot
@@ -102,7 +103,9 @@ async def test_a_run_whose_time_to_live_is_over_is_created_expired(engine: RunEn
     run_id = await create(engine, ttl_s=60, idempotency_key="key")
 
     run = await read(engine, run_id)
-    assert (run.status, run.expired_at, run.finished_at) == (RunStatus.EXPIRED, clock.now, clock.now)
+    over = START + MINUTE
+    assert (run.status, run.expired_at, run.finished_at, run.updated_at) == (RunStatus.EXPIRED, over, over, over)
+    assert run.error == EXPIRED_ERROR
     assert await engine.find_by_keys(snapshot(idempotency_key="key")) is None
 
 

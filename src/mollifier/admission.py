@@ -15,6 +15,7 @@ import msgspec
 from mollifier import snapshots as encoding
 from mollifier.buffer import Acceptance, Accepted, AcceptOutcome, Buffer, DuplicateKey, DuplicateRun, KeyClaimed
 from mollifier.claims import Claim, bindings
+from mollifier.cursors import as_us
 from mollifier.deadline import within
 from mollifier.engine import Created, Existing, RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
@@ -187,7 +188,7 @@ def answer(outcome: Created | Existing) -> TriggerResult:
 def _held(snapshot: Snapshot, claim: Claim | None) -> Acceptance:
     return msgspec.structs.replace(
         _entry(snapshot, EntryKind.HELD),
-        created_ms=int(snapshot.created_at.timestamp() * 1000),
+        created_us=as_us(snapshot.created_at),
         bindings=[binding for _, binding in bindings(snapshot)],
         token=claim.token if claim else "",
     )

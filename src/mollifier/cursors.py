@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -16,6 +16,9 @@ from mollifier.errors import FieldError, InvalidRequestError
 from mollifier.model import Run, RunFilter
 
 Cursor = tuple[datetime, str]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -25,8 +28,23 @@ class _Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 def cursor_of(run: Run) -> str:
     """Return the cursor of the run's place."""
-    place = msgspec.json.encode(_Place(run.snapshot.created_at, run.id))
+    return cursor_at(run.snapshot.created_at, run.id)
+
+
+def cursor_at(created_at: datetime, run_id: str) -> str:
+    """Return the cursor of a place, whether or not a run stands there."""
+    place = msgspec.json.encode(_Place(created_at, run_id))
     return base64.urlsafe_b64encode(place).rstrip(b"=").decode()
+
+
+def as_us(moment: datetime) -> int:
+    """Return the moment as microseconds since 1970, which is all that a moment has: places compare as their moments do."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_us(moment_us: int) -> datetime:
+    """Return the moment of so many microseconds since 1970."""
+    return _EPOCH + moment_us * _MICROSECOND
 
 
 def position(query: RunFilter) -> Cursor | None:

@@ -40,11 +40,15 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Creation(msgspec.Struct, frozen=True, kw_only=True):
-    """One run to create. `patch_count` says how many changes made while it was held are in the snapshot already."""
+    """One run to create. `patch_count` says how many changes made while it was held are in the snapshot already.
+
+    `changed_at` is the moment of the last of them.
+    """
 
     snapshot: Snapshot
     ending: Ending | None = None
     patch_count: int = 0
+    changed_at: datetime | None = None
 
 
 class Created(msgspec.Struct, frozen=True):

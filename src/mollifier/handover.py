@@ -44,12 +44,23 @@ class Handover(msgspec.Struct, frozen=True):
     changes: tuple[patches.Patch, ...]
 
 
-def read(entry: Entry) -> Handover:
-    """Return what the entry becomes. Raises NonRetryableError when it does not parse, InvalidRequestError when a change cannot be applied."""
+def read(entry: Entry, cancelled_at: datetime | None = None) -> Handover:
+    """Return what the entry becomes, with `cancelled_at` what it becomes cancelled at that moment.
+
+    Raises NonRetryableError when it does not parse, InvalidRequestError when a change cannot be applied.
+    """
     changes = patches.decode(entry.patches)
     patched = held.patched(entry)
-    creation = Creation(snapshot=patched.snapshot, patch_count=len(changes))
-    return Handover(entry, _cancelled(creation, patched.cancelled_at), changes)
+    if cancelled_at is not None:
+        patched = patches.apply(patched, patches.Cancel(cancelled_at))
+    at = patched.cancelled_at
+    creation = Creation(
+        snapshot=patched.snapshot,
+        ending=Ending(status=RunStatus.CANCELED, at=at) if at is not None else None,
+        patch_count=len(changes),
+        changed_at=patched.changed_at,
+    )
+    return Handover(entry, creation, changes)
 
 
 def is_taken(entry: Entry) -> bool:
@@ -73,15 +84,8 @@ async def complete(engine: RunEngine, handover: Handover, outcome: CreateOutcome
 async def hand_over(engine: RunEngine, entry: Entry, now: datetime, cancelled_at: datetime | None = None) -> None:
     """Create the run of one entry, or find it there, with every change of the entry in it. Raises what the engine raises.
 
-    With `cancelled_at` it is created cancelled; one that is there already stays as it is, for the engine to cancel.
+    With `cancelled_at` it is created cancelled, unless it has expired by then; one that is there already stays as it is, for the engine to cancel.
     """
-    handover = read(entry)
-    if cancelled_at is not None and handover.creation.ending is None:
-        handover = msgspec.structs.replace(handover, creation=_cancelled(handover.creation, cancelled_at))
+    handover = read(entry, cancelled_at)
     (outcome,) = await engine.create_held_runs([handover.creation])
     await complete(engine, handover, outcome, now)
-
-
-def _cancelled(creation: Creation, at: datetime | None) -> Creation:
-    ending = Ending(status=RunStatus.CANCELED, at=at) if at is not None else None
-    return msgspec.structs.replace(creation, ending=ending)

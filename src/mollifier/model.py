@@ -389,7 +389,10 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of runs, newest first by (created_at, id), and the cursors of its neighbours."""
+    """One page of runs, newest first by (created_at, id), and the cursors of its neighbours.
+
+    Its runs come without payload, context, output and children: a list shows none of them, and they may be large.
+    """
 
     runs: tuple[Run, ...]
     next: str | None = None

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from mollifier import metadata
 from mollifier.errors import ConflictError, FieldError, InvalidRequestError, NonRetryableError
-from mollifier.model import MAX_TAGS, MetadataOperation, RunStatus, Snapshot
+from mollifier.expiry import expiry_of
+from mollifier.model import FINAL_STATUSES, MAX_TAGS, MetadataOperation, RunStatus, Snapshot
 
 
 class AddTags(msgspec.Struct, frozen=True, tag="tags"):
-    """Add the tags that the run does not have yet."""
+    """Add the tags that the run does not have yet; `at` is when this was asked for."""
 
     tags: tuple[str, ...]
+    at: datetime | None = None
 
 
 class ChangeMetadata(msgspec.Struct, frozen=True, tag="metadata"):
-    """Apply the operations, in order."""
+    """Apply the operations, in order; `at` is when this was asked for."""
 
     operations: tuple[MetadataOperation, ...]
+    at: datetime | None = None
 
 
 class Reschedule(msgspec.Struct, frozen=True, tag="reschedule"):
@@ -37,7 +41,7 @@ class Reschedule(msgspec.Struct, frozen=True, tag="reschedule"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Never run."""
+    """Never run, unless the run has ended by `at`."""
 
     at: datetime
 
@@ -55,10 +59,11 @@ _decoder = msgspec.msgpack.Decoder(Patch)
 
 
 class Patched(msgspec.Struct, frozen=True):
-    """A held run as its patches leave it; `cancelled_at` is the moment of its cancellation."""
+    """A held run as its patches leave it; `cancelled_at` is the moment of its cancellation, `changed_at` of its last change."""
 
     snapshot: Snapshot
     cancelled_at: datetime | None = None
+    changed_at: datetime | None = None
 
 
 def encode(patch: Patch) -> bytes:
@@ -89,21 +94,39 @@ def apply(patched: Patched, patch: Patch) -> Patched:
     """
     snapshot = patched.snapshot
     match patch:
-        case AddTags(tags):
-            return replace(patched, snapshot=replace(snapshot, tags=with_tags(snapshot.tags, tags)))
-        case ChangeMetadata(operations):
-            document = metadata.apply(snapshot.metadata, operations)
-            return replace(patched, snapshot=replace(snapshot, metadata=document))
+        case AddTags(tags, at):
+            return _changed(patched, at, tags=with_tags(snapshot.tags, tags))
+        case ChangeMetadata(operations, at):
+            return _changed(patched, at, metadata=metadata.apply(snapshot.metadata, operations))
         case Reschedule(until, at):
-            if patched.cancelled_at is not None or snapshot.delayed_until is None or snapshot.delayed_until <= at:
-                status = RunStatus.CANCELED if patched.cancelled_at is not None else RunStatus.QUEUED
+            status = status_at(patched, at)
+            if status is not RunStatus.DELAYED:
                 raise ConflictError(f"Only a delayed run can be rescheduled; this one is {status}.", "delay")
-            return replace(patched, snapshot=replace(snapshot, delayed_until=until))
+            return _changed(patched, at, delayed_until=until)
         case Cancel(at):
-            return patched if patched.cancelled_at is not None else replace(patched, cancelled_at=at)
+            if status_at(patched, at) in FINAL_STATUSES:
+                return patched
+            return replace(_changed(patched, at), cancelled_at=at)
         case ResetKey(at):
-            expires_at = min(at, snapshot.idempotency_expires_at or at)
-            return replace(patched, snapshot=replace(snapshot, idempotency_expires_at=expires_at))
+            return _changed(patched, at, idempotency_expires_at=min(at, snapshot.idempotency_expires_at or at))
+
+
+def status_at(patched: Patched, at: datetime) -> RunStatus:
+    """Return the status that the held run has at this moment, as it would have if it had been created."""
+    snapshot = patched.snapshot
+    if patched.cancelled_at is not None:
+        return RunStatus.CANCELED
+    expires_at = expiry_of(snapshot)
+    if expires_at is not None and expires_at <= at:
+        return RunStatus.EXPIRED
+    is_delayed = snapshot.delayed_until is not None and snapshot.delayed_until > at
+    return RunStatus.DELAYED if is_delayed else RunStatus.QUEUED
+
+
+def _changed(patched: Patched, at: datetime | None, **fields: Any) -> Patched:
+    """Return the run with these fields of its snapshot; clocks differ, so that its last change is the latest, not the last made."""
+    changed_at = max(filter(None, (at, patched.changed_at)), default=None)
+    return replace(patched, snapshot=replace(patched.snapshot, **fields), changed_at=changed_at)
 
 
 def with_tags(tags: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:

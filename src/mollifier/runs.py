@@ -15,7 +15,7 @@ from typing import Literal, TypeGuard, TypeVar
 
 import msgspec
 
-from mollifier import handover, held, patches
+from mollifier import handover, held, listing, patches
 from mollifier.buffer import Buffer
 from mollifier.engine import RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
@@ -93,16 +93,12 @@ class Runs:
         return found
 
     async def list(self, environment: Environment, query: RunFilter) -> RunPage:
-        """Return one page of the environment's runs, held ones included, newest first."""
+        """Return one page of the environment's runs, held ones included, newest first; without what the runs carry (see `RunPage`)."""
         if (buffer := self._holding()) is None:
             return await self._engine.list_runs(environment.id, query)
-        # The buffer is read first: a run that moves in between is then seen twice, and once is dropped; the other way it is missed.
-        candidates = await self._unless_away(held.candidates(buffer, environment, query, self._clock()), [])
-        # One that is created already is shown as the engine has it, or not at all where it no longer matches.
-        held_ids = [run.id for run in candidates]
-        created = set(await self._engine.get_progress(environment.id, held_ids)) if held_ids else set[str]()
-        waiting = [run for run in candidates if run.id not in created]
-        return held.merge(await self._engine.list_runs(environment.id, query), waiting, query)
+        reading = listing.held_runs(buffer, self._engine, environment, query, self._clock())
+        waiting = await self._unless_away(reading, listing.HeldRuns())
+        return listing.merge(await self._engine.list_runs(environment.id, query), waiting, query)
 
     # --- changing --------------------------------------------------------------------------------------------------
 
@@ -118,7 +114,7 @@ class Runs:
         return await self._change(
             environment,
             run_id,
-            patches.AddTags(tuple(tags)),
+            patches.AddTags(tuple(tags), self._clock()),
             lambda: self._engine.add_tags(environment.id, run_id, tags),
         )
 
@@ -129,7 +125,7 @@ class Runs:
         return await self._change(
             environment,
             run_id,
-            patches.ChangeMetadata(tuple(operations)),
+            patches.ChangeMetadata(tuple(operations), self._clock()),
             lambda: self._engine.change_metadata(environment.id, run_id, operations),
         )
 

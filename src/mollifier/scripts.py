@@ -136,7 +136,7 @@ def accept(
     kind: EntryKind,
     payload: bytes,
     ttl_ms: int,
-    created_ms: int,
+    created_us: int,
     token: str,
     digests: str,
     wake: str,
@@ -144,7 +144,7 @@ def accept(
 ) -> Call[AcceptReply]:
     """Store one entry; see `lua/accept.lua`."""
     keys = (entry, queue, envs, orgs, seq, held, *binding)
-    args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_ms, token, digests, wake, *expires_ms)
+    args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, *expires_ms)
     return Call(load("accept"), keys, args, _accepted)
 
 

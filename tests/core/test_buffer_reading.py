@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from mollifier.buffer import Buffer, Reclaimed
+from mollifier.buffer import Buffer, HeldPlace, Reclaimed
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry, EntryKind
@@ -127,3 +129,60 @@ async def test_every_operation_on_a_server_that_is_not_there_is_one_kind_of_erro
         ):
             with pytest.raises(BufferUnavailableError):
                 await operation
+
+
+# --- where held runs stand -----------------------------------------------------------------------------------------
+
+places = st.lists(
+    st.tuples(st.integers(0, 4) | st.integers(2**50, 2**50 + 2), st.text("ab_09", min_size=1, max_size=3)).map(
+        lambda pair: HeldPlace(*pair)
+    ),
+    unique_by=lambda place: place.run_id,
+    max_size=20,
+)
+
+
+@pytest.mark.leaves_keys
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(held=places, limit=st.integers(1, 5), newest_first=st.booleans(), span=st.tuples(st.integers(0, 4), st.none()))
+async def test_held_places_are_walked_in_order_in_chunks_of_any_size(
+    buffer: Buffer,
+    redis_client: Redis,
+    *,
+    held: list[HeldPlace],
+    limit: int,
+    newest_first: bool,
+    span: tuple[int | None, int | None],
+) -> None:
+    await execute(redis_client, "FLUSHALL")
+    for place in held:
+        await buffer.accept(place.run_id, ENV, ORG, b"", kind=EntryKind.HELD, created_us=place.created_us)
+    walked: list[HeldPlace] = []
+    while True:
+        chunk = await buffer.held_places(
+            ORG,
+            ENV,
+            beyond=walked[-1] if walked else None,
+            newest_first=newest_first,
+            limit=limit,
+            from_us=span[0],
+            to_us=span[1],
+        )
+        walked += chunk
+        if len(chunk) < limit:
+            break
+
+    inside = [place for place in held if place.created_us >= (span[0] or 0)]
+    assert walked == sorted(inside, reverse=newest_first)
+
+
+@pytest.mark.leaves_keys
+async def test_a_place_need_not_be_taken_for_others_to_be_beyond_it(buffer: Buffer) -> None:
+    for run_id in ("a", "c", "e"):
+        await buffer.accept(run_id, ENV, ORG, b"", kind=EntryKind.HELD, created_us=7)
+
+    assert await buffer.held_places(ORG, ENV, beyond=HeldPlace(7, "d")) == [HeldPlace(7, "c"), HeldPlace(7, "a")]
+    assert await buffer.held_places(ORG, ENV, beyond=HeldPlace(7, "b"), newest_first=False) == [
+        HeldPlace(7, "c"),
+        HeldPlace(7, "e"),
+    ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta
 from functools import cached_property
 
 import pytest
@@ -17,7 +17,7 @@ from mollifier.keys import Keyspace
 from mollifier.model import Debounce, Environment, Run, TriggerRequest
 from mollifier.postgres.catalog import PostgresTaskCatalog, record_tasks
 from mollifier.postgres.database import Database
-from mollifier.postgres.engine import PostgresRunEngine
+from mollifier.postgres.engine import PostgresRunEngine, utc_now
 from mollifier.postgres.migrate import migrate_async
 from mollifier.server import connect
 from mollifier.settings import Settings
@@ -31,19 +31,28 @@ STRANGER = Environment(id="env_b", name="prod", project_id="proj_a", org_id="org
 
 
 class House:
-    """The parts of one application, and short names for what tests do with them."""
+    """The parts of one application, and short names for what tests do with them. A test may put another `clock` in its place."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self.settings = settings
         self.database = database
-        self.engine = PostgresRunEngine(database)
-        self.mollifier = Mollifier(lambda: self.settings, engine=self.engine, tasks=PostgresTaskCatalog(database))
+        self.clock: Callable[[], datetime] = utc_now
+        self.engine = PostgresRunEngine(database, clock=self._now)
+        self.mollifier = Mollifier(
+            lambda: self.settings,
+            engine=self.engine,
+            tasks=PostgresTaskCatalog(database),
+            clock=self._now,
+        )
         self.runs = self.mollifier.runs
 
     @cached_property
     def client(self) -> Redis:
         """A client of the buffer's server."""
         return connect(self.settings.redis_url or "")
+
+    def _now(self) -> datetime:
+        return self.clock()
 
     @property
     def buffer(self) -> Buffer:
@@ -73,6 +82,12 @@ class House:
             await until(self._is_drained)
         finally:
             await drainer.stop()
+
+    async def hand_over(self) -> None:
+        """Create the runs of all that is due in the one environment, without a drainer's loops."""
+        while (entry := await self.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)) is not None:
+            assert await self.mollifier.drain_handler()([entry]) == [None]
+            assert await self.buffer.ack(entry) == "held"
 
     async def _is_drained(self) -> bool:
         counts = await self.buffer.counts()

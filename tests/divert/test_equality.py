@@ -1,4 +1,4 @@
-"""A run that was held is the run that would have been created directly."""
+"""A run that was held is the run that would have been created directly, and reads so at every moment before."""
 
 from __future__ import annotations
 
@@ -11,18 +11,39 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from mollifier.model import Environment, TriggerRequest
+from mollifier.model import Environment, Run, RunStatus, TriggerRequest
+from mollifier.postgres.engine import utc_now
+from mollifier.postgres.upkeep import Upkeep
 from tests.divert.conftest import ENVIRONMENT, House
+from tests.postgres.support import Clock
 
 pytestmark = pytest.mark.leaves_keys
 
 DIRECT = Environment(id="env_direct", name="prod", project_id="proj_a", org_id="org_b", org_flags={})
-DIFFERENT = {"id", "environment_id", "organization_id", "created_at", "updated_at", "expired_at", "finished_at"}
-"""Who the run belongs to, and when things were done to it; moments that count from `created_at` are compared as distances from it."""
+WHOSE = {"id", "environment_id", "organization_id", "job_id"}
+WHEN = {"updated_at", "expired_at", "finished_at"}
+"""Upkeep stamps what time brings to a created run with the moment of its round; to a held one it has come at its own moment."""
 
 _examples = itertools.count()
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=30)
+hostile = st.binary(max_size=2000) | st.sampled_from(
+    [
+        b"",
+        b"\x00",
+        b'"\\u0000"',
+        b"[]",
+        b"{}",
+        b"9007199254740993",
+        b"-0.0",
+        b'"\\ud800"',
+        b"\xff\xfe",
+        "\N{SNOWMAN}".encode(),
+    ]
+)
 seconds = st.integers(1, 10**6).map(lambda number: timedelta(seconds=number))
+briefly = st.integers(1, 100).map(lambda number: timedelta(seconds=number))
+PASSED = datetime(2000, 1, 1, tzinfo=UTC)
+FAR_OFF = datetime(2999, 1, 1, tzinfo=UTC)
 
 
 def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -32,17 +53,18 @@ def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 requests = st.builds(
     TriggerRequest,
     task_id=st.just("echo"),
-    payload=st.binary(max_size=2000),
+    payload=hostile,
     payload_type=st.sampled_from(["application/json", "application/super+json", "text/plain", "application/store"]),
-    context=optional(st.binary(max_size=50)),
-    metadata=optional(st.binary(max_size=50)),
+    context=optional(hostile),
+    metadata=optional(hostile),
+    metadata_type=st.sampled_from(["application/json", "application/super+json"]),
     tags=st.lists(texts, max_size=10, unique=True).map(tuple),
     idempotency_key=optional(texts),
     idempotency_key_shown=optional(texts),
     idempotency_lifetime=optional(seconds.map(lambda lifetime: lifetime + timedelta(hours=1))),
     request_key=optional(texts),
-    delay=optional(seconds | st.just(datetime(2999, 1, 1, tzinfo=UTC)) | st.just(datetime(2000, 1, 1, tzinfo=UTC))),
-    ttl=optional(seconds.map(lambda ttl: ttl + timedelta(hours=1))),
+    delay=optional(briefly | seconds | st.just(FAR_OFF) | st.just(PASSED)),
+    ttl=optional(briefly | seconds | st.just(timedelta.max)),
     queue=optional(texts),
     concurrency_key=optional(texts),
     priority=st.integers(-(2**31), 2**31 - 1),
@@ -54,24 +76,23 @@ requests = st.builds(
     lock_to_version=optional(texts),
     external_deployment_id=optional(texts),
     bulk_action_id=optional(texts),
+    parent_batch=optional(texts),
+    trigger_function=st.sampled_from(["trigger", "batchTrigger"]),
     trigger_source=optional(texts),
-    traceparent=st.just("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    replayed_from=optional(texts),
+    traceparent=optional(st.just("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
     tracestate=optional(texts),
 )
+depths = st.integers(0, 2)
+passing = st.just(0) | st.integers(0, 200) | st.integers(0, 3000)
+"""How long the run is held, seconds; less than any key lives."""
 
 
 async def row_of(house: House, run_id: str) -> dict[str, Any]:
-    """The run's columns as they are in the database, its moments as distances from its creation."""
+    """The run's columns as they are in the database."""
     async with house.database.statement() as connection:
         found = await connection.execute(text("SELECT * FROM runs WHERE id = :id"), {"id": run_id})
-        row = dict(found.mappings().one())
-    row.pop("job_id")
-    relative = {
-        name: value - row["created_at"]
-        for name, value in row.items()
-        if isinstance(value, datetime) and value.year not in (2000, 2999)
-    }
-    return {name: value for name, value in {**row, **relative}.items() if name not in DIFFERENT}
+        return dict(found.mappings().one())
 
 
 async def jobs_of(house: House, run_id: str) -> list[tuple[Any, ...]]:
@@ -80,22 +101,56 @@ async def jobs_of(house: House, run_id: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await connection.execute(text(query), {"id": run_id})]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(request=requests)
-async def test_a_run_created_through_the_buffer_equals_one_created_directly(
-    holding: House, request: TriggerRequest
-) -> None:
+async def ancestors_of(house: House, environment: Environment, depth: int) -> list[str]:
+    """Trigger a line of runs, each the parent of the next; return their ids, the root first."""
+    line: list[str] = []
+    for _ in range(depth):
+        line.append(await house.trigger(environment, parent_run_id=line[-1] if line else None))
+    return line
+
+
+async def read(house: House, run_id: str) -> Run:
+    run = await house.runs.get(ENVIRONMENT, run_id)
+    assert run is not None
+    return run
+
+
+def fresh(request: TriggerRequest) -> dict[str, Any]:
+    """The request's options, with keys that no other example has."""
     unique = {
         name: f"{key[:20]}{next(_examples)}"
         for name in ("idempotency_key", "request_key")
         if (key := getattr(request, name)) is not None
     }
-    options = {field: getattr(request, field) for field in request.__struct_fields__ if field != "task_id"} | unique
+    fields = set(request.__struct_fields__) - {"task_id", "parent_run_id"}
+    return {field: getattr(request, field) for field in fields} | unique
 
-    direct = await holding.trigger(DIRECT, **options)
-    held = await holding.trigger(ENVIRONMENT, **options)
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(request=requests, depth=depths, held_s=passing)
+async def test_a_run_created_through_the_buffer_equals_one_created_directly(
+    holding: House, request: TriggerRequest, depth: int, held_s: int
+) -> None:
+    holding.clock = clock = Clock(utc_now())
+    options = fresh(request)
+    theirs, ours = [await ancestors_of(holding, environment, depth) for environment in (DIRECT, ENVIRONMENT)]
+
+    direct = await holding.trigger(DIRECT, **options, parent_run_id=theirs[-1] if depth else None)
+    held = await holding.trigger(ENVIRONMENT, **options, parent_run_id=ours[-1] if depth else None)
     assert await holding.created(held) is None
-    await holding.drain()
+    clock.turn(seconds=held_s)
+    seen = await read(holding, held)
+    await holding.hand_over()
+    read_again = await read(holding, held)
+    await Upkeep(holding.database, clock).advance()
 
-    assert await row_of(holding, held) == await row_of(holding, direct)
-    assert await jobs_of(holding, held) == await jobs_of(holding, direct)
+    assert seen == read_again == await holding.created(held)
+    row, expected = await row_of(holding, held), await row_of(holding, direct)
+    ancestor_of = {None: None, **dict(zip(theirs, ours, strict=True))}
+    for name in ("parent_run_id", "root_run_id"):
+        expected[name] = ancestor_of[expected[name]]
+    different = {name for name in row if row[name] != expected[name]} - WHOSE
+    assert different <= WHEN
+    assert not different or RunStatus(row["status"]) in (RunStatus.EXPIRED, RunStatus.QUEUED)
+    if row["status"] != RunStatus.EXPIRED:
+        assert await jobs_of(holding, held) == await jobs_of(holding, direct)

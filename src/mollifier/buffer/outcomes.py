@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -46,7 +47,7 @@ class Binding(msgspec.Struct, frozen=True):
 class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
     """One entry to store as QUEUED, and the caller's keys to bind to it, which must be free or claimed by `token`.
 
-    `created_ms` is the trigger's moment, by which lists order held runs. An audit copy expires after `entry_ttl_s`.
+    `created_us` is the trigger's moment, microseconds since the epoch, by which lists order held runs. An audit copy expires after `entry_ttl_s`.
     """
 
     run_id: str
@@ -54,7 +55,7 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
     org_id: str
     payload: bytes
     kind: EntryKind = EntryKind.AUDIT
-    created_ms: int = 0
+    created_us: int = 0
     bindings: Sequence[Binding] = ()
     token: str = ""
 
@@ -84,6 +85,13 @@ class Reclaimed(msgspec.Struct, frozen=True):
 
     returned: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+
+
+class HeldPlace(NamedTuple):
+    """Where a held run stands in lists: the trigger's moment, microseconds since the epoch, then the run's id."""
+
+    created_us: int
+    run_id: str
 
 
 class Popped(msgspec.Struct, frozen=True):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from redis.exceptions import RedisError
 
 from mollifier import inspection
+from mollifier.buffer.outcomes import HeldPlace
 from mollifier.buffer.part import Part
-from mollifier.errors import MalformedEntryError
+from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.inspection import Counts
 from mollifier.model import Entry
+from mollifier.server import Command
 
 
 class Reading(Part):
@@ -36,19 +41,57 @@ class Reading(Part):
         found = await self.get_entries(org_id, [run_id.decode() for run_id in queued])
         return [entry for entry in found if entry is not None]
 
-    async def held_run_ids(
-        self, org_id: str, env_id: str, *, from_ms: int | None = None, newest_first: bool = True
-    ) -> list[str]:
-        """Return the environment's held runs in the order of their triggers' moments, from `from_ms` on in that direction."""
+    async def held_places(
+        self,
+        org_id: str,
+        env_id: str,
+        *,
+        beyond: HeldPlace | None = None,
+        newest_first: bool = True,
+        limit: int = 100,
+        from_us: int | None = None,
+        to_us: int | None = None,
+    ) -> list[HeldPlace]:
+        """Return where the environment's held runs stand, in the order of (created_us, run id): up to `limit` of them beyond a place.
+
+        Fewer than `limit` are the last. `from_us` and `to_us` bound the moments, both included. One round trip. What else was triggered in the
+        microsecond of `beyond` is read whole: as many as the largest batch has items.
+        """
         key = self.keyspace.of(org_id).held(env_id)
-        if newest_first:
-            start = "+inf" if from_ms is None else from_ms
-            members = await self._server.run("ZRANGE", key, start, "-inf", "BYSCORE", "REV")
-        else:
-            start = "-inf" if from_ms is None else from_ms
-            members = await self._server.run("ZRANGE", key, start, "+inf", "BYSCORE")
-        return [member.decode() for member in members]
+        direction = ("REV",) if newest_first else ()
+        first, last = (to_us, from_us) if newest_first else (from_us, to_us)
+        start = _bound(first, "+inf" if newest_first else "-inf")
+        stop = _bound(last, "-inf" if newest_first else "+inf")
+        reads: list[Command] = []
+        if beyond is not None:
+            at_us = beyond.created_us
+            reads.append(("ZRANGE", key, at_us, at_us, "BYSCORE", *direction))
+            if first is None or (first >= at_us if newest_first else first <= at_us):
+                start = f"({at_us}"
+        reads.append(("ZRANGE", key, start, stop, "BYSCORE", *direction, "LIMIT", 0, limit, "WITHSCORES"))
+        *same, others = [_members(reply) for reply in await self._server.run_many(reads)]
+        places = list(_scored(others))
+        if beyond is not None:
+            there = [HeldPlace(beyond.created_us, run_id.decode()) for run_id in same[0]]
+            places = [place for place in there if (place < beyond if newest_first else place > beyond)] + places
+        return places[:limit]
 
     async def counts(self) -> Counts:
         """Count everything the buffer holds, over all partitions."""
         return await inspection.count(self._server, self.keyspace)
+
+
+def _bound(moment_us: int | None, end: str) -> str:
+    return end if moment_us is None else str(moment_us)
+
+
+def _members(reply: Any) -> list[Any]:
+    if isinstance(reply, RedisError):
+        raise BufferUnavailableError(f"ZRANGE: {reply}")
+    return reply
+
+
+def _scored(members: list[Any]) -> Iterator[HeldPlace]:
+    """Return the places in a reply with scores: pairs in RESP3, a flat list in RESP2."""
+    pairs = members if members and isinstance(members[0], list) else zip(members[::2], members[1::2], strict=True)
+    return (HeldPlace(int(float(score)), run_id.decode()) for run_id, score in pairs)

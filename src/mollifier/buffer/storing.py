@@ -35,7 +35,7 @@ class Storing(Part):
         payload: bytes,
         *,
         kind: EntryKind = EntryKind.AUDIT,
-        created_ms: int = 0,
+        created_us: int = 0,
         bindings: Sequence[Binding] = (),
         token: str = "",
     ) -> AcceptOutcome:
@@ -49,7 +49,7 @@ class Storing(Part):
                         org_id=org_id,
                         payload=payload,
                         kind=kind,
-                        created_ms=created_ms,
+                        created_us=created_us,
                         bindings=bindings,
                         token=token,
                     )
@@ -124,7 +124,7 @@ class Storing(Part):
             kind=entry.kind,
             payload=entry.payload,
             ttl_ms=self._settings().entry_ttl_s * 1000 if entry.kind is EntryKind.AUDIT else 0,
-            created_ms=entry.created_ms,
+            created_us=entry.created_us,
             token=entry.token,
             digests=",".join(binding.digest for binding in entry.bindings),
             wake=WAKE,

@@ -16,7 +16,7 @@
 --       4 kind        audit | held
 --       5 payload     opaque bytes
 --       6 ttl_ms      lifetime of the entry, 0 for ever
---       7 created_ms  the moment of the trigger
+--       7 created_us  the moment of the trigger, microseconds since the epoch
 --       8 token       what claimed the bindings
 --       9 digests     the names of the bindings, as settling needs them
 --       10 wake       the channel on which drainers listen for work

@@ -8,8 +8,8 @@ from typing import Any
 
 from mollifier import metadata
 from mollifier.errors import InvalidRequestError
+from mollifier.expiry import expiry
 from mollifier.patches import AddTags, Cancel, ChangeMetadata, Patch, Reschedule, ResetKey, with_tags
-from mollifier.postgres.rows import expiry
 
 
 def carried(row: Mapping[str, Any], changes: Sequence[Patch], now: datetime) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mollifier.engine import CreateOutcome, Creation, Existing
 from mollifier.errors import ConflictError, EngineUnavailableError, FieldError, InvalidRequestError
+from mollifier.expiry import expiry
 from mollifier.metadata import apply
 from mollifier.model import (
     FINAL_STATUSES,
@@ -33,7 +34,7 @@ from mollifier.postgres.creation import create_rows
 from mollifier.postgres.database import Database
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
-from mollifier.postgres.rows import CHILDREN, expiry, progress_of, row_of, run_of
+from mollifier.postgres.rows import CHILDREN, progress_of, row_of, run_of
 from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
 

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, literal_column, or_, select, tuple_
+from sqlalchemy import ColumnElement, LargeBinary, and_, literal, null, or_, select, tuple_
 from sqlalchemy.sql.selectable import Select
 
 from mollifier.cursors import cursor_of, position
 from mollifier.model import Run, RunFilter, RunPage, RunStatus
 from mollifier.postgres.tables import runs
+
+_CARRIED = ("payload", "context", "output")
+SHOWN: Sequence[ColumnElement[Any]] = (
+    *(column for column in runs.c if column.name not in _CARRIED),
+    literal(b"", LargeBinary).label("payload"),
+    null().label("context"),
+    null().label("output"),
+)
+"""The columns of a run without what it carries, which may be large."""
 
 
 def page_query(env_id: str, query: RunFilter, now: datetime) -> Select[*tuple[Any, ...]]:
@@ -25,8 +34,7 @@ def page_query(env_id: str, query: RunFilter, now: datetime) -> Select[*tuple[An
         sorting = (runs.c.created_at.asc(), runs.c.id.asc())
     else:
         sorting = (runs.c.created_at.desc(), runs.c.id.desc())
-    everything: ColumnElement[Any] = literal_column("runs.*")
-    return select(everything).select_from(runs).where(*conditions).order_by(*sorting).limit(query.page_size + 1)
+    return select(*SHOWN).where(*conditions).order_by(*sorting).limit(query.page_size + 1)
 
 
 def page_of(found: Sequence[Run], query: RunFilter) -> RunPage:

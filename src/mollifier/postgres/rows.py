@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from sqlalchemy import RowMapping
 
 from mollifier.engine import Creation
+from mollifier.expiry import EXPIRED_ERROR, expiry_of
 from mollifier.model import Debounce, Run, RunError, RunProgress, RunStatus, Snapshot
 from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
@@ -17,7 +18,7 @@ _RENAMED = {"run_id": "id", "org_id": "organization_id", "env_id": "environment_
 _PLAIN = [field for field in Snapshot.__struct_fields__ if field not in {"debounce", "tags"}]
 _COLUMN_OF = {field: _RENAMED.get(field, field) for field in _PLAIN}
 _EMPTY: dict[str, Any] = dict.fromkeys(runs.c.keys())
-_LATEST = datetime.max.replace(tzinfo=UTC)
+_EXPIRED = msgspec.json.encode(EXPIRED_ERROR)
 
 CHILDREN = """ARRAY(
     SELECT child.id FROM runs AS child
@@ -30,10 +31,13 @@ CHILDREN = """ARRAY(
 def row_of(creation: Creation, now: datetime) -> dict[str, Any]:
     """Return the row that records the run at `now`: delayed, queued, expired when its time to live is over already, or ended."""
     row = _row_of(creation.snapshot, now)
+    changed_at = creation.changed_at or creation.snapshot.created_at
     row["patch_count"] = creation.patch_count
+    row["updated_at"] = max(changed_at, row["updated_at"])
     if (ending := creation.ending) is not None:
         row.update(
             status=ending.status.value,
+            updated_at=max(changed_at, ending.at),
             finished_at=ending.at,
             error=None if ending.error is None else msgspec.json.encode(ending.error),
             due_at=None,
@@ -48,7 +52,7 @@ def row_of(creation: Creation, now: datetime) -> dict[str, Any]:
 
 def _row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     is_delayed = snapshot.delayed_until is not None and snapshot.delayed_until > now
-    expires_at = expiry(snapshot.delayed_until or snapshot.created_at, snapshot.ttl_s)
+    expires_at = expiry_of(snapshot)
     is_expired = expires_at is not None and expires_at <= now
     status = RunStatus.EXPIRED if is_expired else RunStatus.DELAYED if is_delayed else RunStatus.QUEUED
     debounce = snapshot.debounce
@@ -56,11 +60,13 @@ def _row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     row.update({column: getattr(snapshot, field) for field, column in _COLUMN_OF.items()})
     row.update(
         status=status.value,
-        updated_at=now,
+        # When it came about, not when it was written down: a run that was held reads as it did then.
+        updated_at=expires_at if is_expired else snapshot.created_at,
         due_at=snapshot.delayed_until if is_delayed else None,
         expires_at=None if is_expired else expires_at,
-        expired_at=now if is_expired else None,
-        finished_at=now if is_expired else None,
+        expired_at=expires_at if is_expired else None,
+        finished_at=expires_at if is_expired else None,
+        error=_EXPIRED if is_expired else None,
         tags=list(snapshot.tags),
         # A key whose lifetime is over before its run is created may be another run's by now.
         idempotency_slot=None
@@ -81,16 +87,6 @@ def _row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
 
 def _is_over(moment: datetime | None, now: datetime) -> bool:
     return moment is not None and moment <= now
-
-
-def expiry(start: datetime, ttl_s: int | None) -> datetime | None:
-    """Return the moment at which a run that may wait for `ttl_s` seconds from `start` expires, or None without a limit."""
-    if ttl_s is None:
-        return None
-    try:
-        return start + timedelta(seconds=ttl_s)
-    except OverflowError:
-        return _LATEST
 
 
 def run_of(columns: RowMapping, now: datetime) -> Run:

@@ -9,13 +9,11 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.sql.elements import TextClause
 
-from mollifier.model import RunError
+from mollifier.expiry import EXPIRED_ERROR
 from mollifier.postgres.database import Database
 from mollifier.postgres.jobs import defer_sql
 
 BATCH_SIZE = 500
-
-_EXPIRED_ERROR = msgspec.json.encode(RunError(message="The run did not start within its time to live.", name="Expired"))
 
 _QUEUE_DUE = text(
     f"""
@@ -81,7 +79,7 @@ class Upkeep:
 
     async def expire(self) -> int:
         """Expire the runs that did not start in time, and free their keys; return how many."""
-        return await self._in_batches(_EXPIRE, error=_EXPIRED_ERROR)
+        return await self._in_batches(_EXPIRE, error=msgspec.json.encode(EXPIRED_ERROR))
 
     async def rescue(self, silent_s: float) -> list[int]:
         """Send back the jobs of workers that have not been heard of for that long; return the jobs' ids."""

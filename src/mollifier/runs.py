@@ -21,6 +21,7 @@ from mollifier.engine import RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.keys import idempotency_digest
 from mollifier.model import (
+    KEY_FREEING_STATUSES,
     Entry,
     EntryKind,
     EntryState,
@@ -29,6 +30,7 @@ from mollifier.model import (
     Run,
     RunFilter,
     RunPage,
+    RunStatus,
 )
 from mollifier.settings import Settings
 from mollifier.telemetry import describe
@@ -149,7 +151,8 @@ class Runs:
         digest = idempotency_digest(environment.id, task_id, key)
         run_id = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
         entry = await self._held_entry(buffer, environment, run_id) if run_id is not None else None
-        while entry is not None:
+        # A run that has expired has freed its key, as a created one does, whether or not the drainer has come to it.
+        while entry is not None and self._status(entry, now) not in KEY_FREEING_STATUSES:
             reset = patches.ResetKey(now)
             match await self._append(buffer, entry, reset, unbind=(digest,)):
                 case Entry() as changed:
@@ -221,6 +224,14 @@ class Runs:
         except NonRetryableError as error:
             _report(entry.run_id, error)
             return None
+
+    def _status(self, entry: Entry, now: datetime) -> RunStatus:
+        """Return the held run's status; one that cannot be read is about to fail."""
+        try:
+            return held.run_of(entry, now).status
+        except NonRetryableError as error:
+            _report(entry.run_id, error)
+            return RunStatus.SYSTEM_FAILURE
 
     async def _change(
         self, environment: Environment, run_id: str, patch: patches.Patch, in_engine: Change

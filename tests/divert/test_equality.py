@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from mollifier.model import Environment, Run, RunStatus, TriggerRequest
+from mollifier.errors import MollifierError
+from mollifier.model import Environment, MetadataOperation, Run, RunStatus, TriggerRequest
 from mollifier.postgres.engine import utc_now
 from mollifier.postgres.upkeep import Upkeep
 from tests.divert.conftest import ENVIRONMENT, House
@@ -56,7 +57,9 @@ requests = st.builds(
     payload=hostile,
     payload_type=st.sampled_from(["application/json", "application/super+json", "text/plain", "application/store"]),
     context=optional(hostile),
-    metadata=optional(hostile),
+    metadata=optional(
+        st.sampled_from([b"{}", b"null", b"[]", b'{"k": [1e999, -0.0], "\\u0000": 9007199254740993}', b'{"k":7}'])
+    ),
     metadata_type=st.sampled_from(["application/json", "application/super+json"]),
     tags=st.lists(texts, max_size=10, unique=True).map(tuple),
     idempotency_key=optional(texts),
@@ -154,3 +157,66 @@ async def test_a_run_created_through_the_buffer_equals_one_created_directly(
     assert not different or RunStatus(row["status"]) in (RunStatus.EXPIRED, RunStatus.QUEUED)
     if row["status"] != RunStatus.EXPIRED:
         assert await jobs_of(holding, held) == await jobs_of(holding, direct)
+
+
+changes = st.lists(
+    st.one_of(
+        st.tuples(st.just("tags"), st.lists(texts, max_size=4)),
+        st.tuples(st.just("metadata"), st.integers(0, 9)),
+        st.tuples(st.just("reschedule"), briefly | seconds),
+        st.tuples(st.just("cancel"), st.none()),
+        st.tuples(st.just("reset"), st.none()),
+    ),
+    max_size=5,
+)
+
+
+async def change(house: House, environment: Environment, run_id: str, *, kind: str, value: Any, key: str | None) -> str:
+    """Make one change, and return how it was answered."""
+    try:
+        match kind:
+            case "tags":
+                run = await house.runs.add_tags(environment, run_id, value)
+            case "metadata":
+                operation = MetadataOperation(type="append", key="k", value=str(value).encode())
+                run = await house.runs.change_metadata(environment, run_id, [operation])
+            case "reschedule":
+                run = await house.runs.reschedule(environment, run_id, value)
+            case "cancel":
+                run = await house.runs.cancel(environment, run_id)
+            case _:
+                return str(key and await house.runs.reset_idempotency_key(environment, "echo", key))
+    except MollifierError as error:
+        return f"{type(error).__name__}: {error}"
+    assert run is not None
+    changed_at = run.updated_at if run.status is not RunStatus.EXPIRED else None
+    return f"{run.status} {run.snapshot.tags} {run.snapshot.metadata} {run.snapshot.delayed_until} {changed_at}"
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(request=requests, asked=changes, between_s=st.integers(0, 20))
+async def test_changes_are_answered_for_a_held_run_as_for_a_created_one(
+    holding: House, request: TriggerRequest, asked: list[tuple[str, Any]], between_s: int
+) -> None:
+    holding.clock = clock = Clock(utc_now())
+    upkeep = Upkeep(holding.database, clock)
+    options = fresh(request)
+    key = options["idempotency_key"]
+    direct = await holding.trigger(DIRECT, **options)
+    held = await holding.trigger(ENVIRONMENT, **options)
+
+    for kind, value in asked:
+        clock.turn(seconds=between_s)
+        await upkeep.advance()
+        answers = [
+            await change(holding, environment, run_id, kind=kind, value=value, key=key)
+            for environment, run_id in ((DIRECT, direct), (ENVIRONMENT, held))
+        ]
+        assert answers[0] == answers[1]
+    seen = await read(holding, held)
+    await holding.hand_over()
+
+    assert seen == await holding.created(held)
+    row, expected = await row_of(holding, held), await row_of(holding, direct)
+    different = {name for name in row if row[name] != expected[name]} - WHOSE
+    assert different <= {*WHEN, "patch_count"}

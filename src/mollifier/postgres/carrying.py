@@ -29,9 +29,11 @@ def carried(row: Mapping[str, Any], changes: Sequence[Patch], now: datetime) -> 
             case Reschedule(until) if current["due_at"] is not None and current["due_at"] > now:
                 values.update(delayed_until=until, due_at=until, expires_at=expiry(until, current["ttl_s"]))
             case ResetKey(at):
-                values.update(idempotency_slot=None, idempotency_expires_at=at)
+                expires_at = min(filter(None, (at, current["idempotency_expires_at"])))
+                values.update(idempotency_slot=None, idempotency_expires_at=expires_at)
             case Reschedule() | Cancel():
                 pass
+        values["updated_at"] = max(filter(None, (change.at, current["updated_at"])))
     return values
 
 

@@ -50,6 +50,18 @@ _READ_PROGRESS = text(
     """
 )
 _READ_LOCKED = text(f"{_READ.text} FOR UPDATE")
+_RESET = text(
+    """
+    WITH holder AS (
+        SELECT id, idempotency_expires_at FROM runs
+        WHERE environment_id = :env_id AND idempotency_slot = :slot FOR UPDATE
+    )
+    UPDATE runs
+    SET idempotency_slot = NULL, idempotency_expires_at = least(runs.idempotency_expires_at, :at), updated_at = :at
+    FROM holder WHERE runs.id = holder.id
+    RETURNING holder.idempotency_expires_at
+    """
+)
 T = TypeVar("T")
 
 
@@ -229,14 +241,9 @@ class PostgresRunEngine:
 
     async def reset_idempotency_key(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
         """Free the key, in one round trip."""
-        statement = (
-            update(runs)
-            .where(runs.c.environment_id == env_id, runs.c.idempotency_slot == task_slot(task_id, key))
-            .values(idempotency_slot=None, updated_at=at)
-            .returning(runs.c.idempotency_expires_at)
-        )
+        parameters = {"env_id": env_id, "slot": task_slot(task_id, key), "at": at}
         async with self._database.statement() as connection:
-            row = (await connection.execute(statement)).one_or_none()
+            row = (await connection.execute(_RESET, parameters)).one_or_none()
         return row is not None and (row[0] is None or row[0] > at)
 
     async def create_batch(self, batch: Batch) -> CreateOutcome:
@@ -261,7 +268,7 @@ class PostgresRunEngine:
         return (await connection.execute(statement, {"run_id": run_id, "env_id": env_id})).mappings().one_or_none()
 
     async def _write(self, connection: AsyncConnection, env_id: str, run_id: str, **values: Any) -> Run | None:
-        statement = _change(env_id, run_id).values(updated_at=self._clock(), **values).returning(*_RUN)
+        statement = _change(env_id, run_id).values({"updated_at": self._clock(), **values}).returning(*_RUN)
         return self._run((await connection.execute(statement)).mappings().one_or_none())
 
     def _run(self, row: RowMapping | None) -> Run | None:

@@ -11,7 +11,7 @@ from mollifier.settings import PREFIX, variable
 DEMO_TASKS = "mollifier.demo_tasks"
 _SERVER_VARIABLES = frozenset(
     {variable("database_url"), variable("redis_url")}
-    | {variable(f"redis_{part}") for part in ("host", "port", "username", "password", "tls")}
+    | {variable(f"redis_{part}") for part in ("host", "port", "username", "password", "tls", "ca_file")}
 )
 
 

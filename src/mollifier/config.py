@@ -10,9 +10,10 @@ import difflib
 import logging
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 from pydantic import BeforeValidator, Field, ValidationError, create_model
@@ -31,6 +32,7 @@ HELP: Mapping[str, str] = {
     "redis_username": "its user name",
     "redis_password": "its password",
     "redis_tls": "whether it speaks TLS",
+    "redis_ca_file": "file of certificates (PEM) to trust beside the system's; goes with a rediss:// URL, too",
     "admin_token": "bearer token of the admin API; without one that API is closed",
     "tasks": "modules whose functions a worker runs as tasks, separated by commas",
     "body_limit_bytes": "largest request body the API takes",
@@ -66,6 +68,7 @@ _REDIS_PARTS: Mapping[str, Any] = {
     "redis_password": (str | None, None),
     "redis_tls": (bool | None, None),
 }
+_CA_FILE: Mapping[str, Any] = {"redis_ca_file": (str | None, None)}
 _SECRETS = {"admin_token", "redis_password"}
 _URLS = {"database_url", "redis_url"}
 _MASK = "***"
@@ -100,7 +103,10 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         log.warning("mollifier.unknown_setting", extra={"fields": {"detail": warning}})
     values = _read(environ)
     parts = {name: values.pop(name) for name in _REDIS_PARTS}
+    ca_file = values.pop("redis_ca_file")
     url = _redis_url(values["redis_url"], parts)
+    if ca_file is not None:
+        url = _trusting(ca_file, url)
     return _settings({**values, "redis_url": url})
 
 
@@ -156,7 +162,7 @@ def _fields() -> dict[str, Any]:
     ours = {field.name: (hints[field.name], field.default) for field in msgspec.structs.fields(Settings)}
     return {
         name: (kind, Field(default, description=HELP[name]))
-        for name, (kind, default) in {**ours, **_REDIS_PARTS}.items()
+        for name, (kind, default) in {**ours, **_REDIS_PARTS, **_CA_FILE}.items()
     }
 
 
@@ -234,6 +240,24 @@ def _redis_url(url: str | None, parts: Mapping[str, Any]) -> str | None:
     )
     host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{login}{host}:{port or 6379}"
+
+
+def _trusting(ca_file: str, url: str | None) -> str:
+    """Have the client of this URL check the server's certificate against those in the file."""
+    name = variable("redis_ca_file")
+    if url is None or not url.startswith("rediss://"):
+        raise SettingsError(
+            name,
+            f"is set, but the buffer's server is not asked over TLS: set {variable('redis_tls')}=1, or use rediss://",
+        )
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        # What ssl says of a file without certificates names none; both are OSErrors.
+        raise SettingsError(name, f"cannot be used: {ca_file!r}: {error.strerror or error}") from None
+    parts = urlsplit(url)
+    query = "&".join(part for part in (parts.query, urlencode({"ssl_ca_certs": ca_file})) if part)
+    return parts._replace(query=query).geturl()
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:

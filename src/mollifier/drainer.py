@@ -217,9 +217,8 @@ class Drainer:
         return free
 
     def _dispatch(self, popped: Popped) -> bool:
-        for error in popped.malformed:
-            log.error("mollifier.malformed_entry", extra={"fields": {"run_id": error.run_id, "error": error.reason}})
-            self._telemetry.settled("malformed", 0)
+        self._tell_malformed(popped.malformed)
+        self._tell_evicted(popped.evicted)
         if popped.orphans:
             log.warning("mollifier.orphans_dropped", extra={"fields": {"count": popped.orphans}})
         for _ in range(popped.orphans):
@@ -229,7 +228,7 @@ class Drainer:
             task = asyncio.create_task(self._handle(popped.entries, self._monotonic()), name="mollifier-handle")
             self._handling.add(task)
             task.add_done_callback(self._handling.discard)
-        return bool(popped.entries or popped.orphans or popped.malformed)
+        return bool(popped.entries or popped.orphans or popped.malformed or popped.evicted)
 
     async def _pause(self, pause_ms: float, until: asyncio.Event | None = None) -> None:
         """Sleep, unless the drainer is being stopped, or the event comes first."""
@@ -427,3 +426,16 @@ class Drainer:
             detail = "it came back after each lease that ran out, and whoever took it up died or hung; it is a dead letter now"
             log.error("mollifier.reclaimed_too_often", extra={"fields": {"run_id": run_id, "detail": detail}})
             self._telemetry.settled("reclaim_limit", 0)
+        self._tell_evicted(reclaimed.evicted)
+        self._tell_malformed([MalformedEntryError(run_id, "fields are missing") for run_id in reclaimed.malformed])
+
+    def _tell_malformed(self, errors: Sequence[MalformedEntryError]) -> None:
+        for error in errors:
+            log.error("mollifier.malformed_entry", extra={"fields": {"run_id": error.run_id, "error": error.reason}})
+            self._telemetry.settled("malformed", 0)
+
+    def _tell_evicted(self, run_ids: Sequence[str]) -> None:
+        for run_id in run_ids:
+            detail = "the buffer's server let go of a held entry: its payload is lost; have the server evict nothing (noeviction)"
+            log.error("mollifier.entry_evicted", extra={"fields": {"run_id": run_id, "detail": detail}})
+            self._telemetry.settled("evicted", 0)

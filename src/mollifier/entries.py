@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import msgspec
+
 from mollifier.errors import MalformedEntryError
 from mollifier.model import Entry, EntryKind, EntryState
 
@@ -26,6 +28,23 @@ def parse(run_id: str, fields: Any, now_ms: int | None = None) -> Entry | Malfor
         return MalformedEntryError(run_id, f"field {error} is missing")
     except ValueError as error:
         return MalformedEntryError(run_id, str(error))
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Whose a held entry is; `held_bytes` is what it takes, None when the entry vanished."""
+
+    org_id: str
+    env_id: str
+    held_bytes: int | None
+
+
+def parse_owner(record: Any) -> Owner | None:
+    """Return what a record of the hash `owners` says, as `lua/lib/usage.lua` writes it; None when there is none."""
+    if not isinstance(record, bytes):
+        return None
+    size, length, ids = record.split(b":", 2)
+    env, org = ids[: int(length)], ids[int(length) :]
+    return Owner(org.decode(), env.decode(), int(size) if size != b"gone" else None)
 
 
 def _entry(run_id: str, fields: Mapping[str, bytes], now_ms: int | None) -> Entry:

@@ -13,9 +13,11 @@ no two names alias, whatever the ids contain; customers' text (task ids, idempot
 | `mollifier:{p07}:queue:E`     | sorted set | queued runs of E by sequence              | while something is queued                |
 | `mollifier:{p07}:waiting:E`   | sorted set | `sequence:run` of E by not-before time    | while something waits                    |
 | `mollifier:{p07}:draining`    | sorted set | leased runs by the end of their lease     | while something is leased                |
-| `mollifier:{p07}:failed`      | sorted set | failed runs by the time they failed       | while something failed is kept           |
+| `mollifier:{p07}:failed`      | sorted set | dead letters by the time they died        | while a dead letter is kept              |
 | `mollifier:{p07}:entry:R`     | hash       | the entry of run R                        | audit: its TTL; held: until settled      |
 | `mollifier:{p07}:held:E`      | sorted set | held runs of E by the trigger's moment    | while something is held                  |
+| `mollifier:{p07}:owners`      | hash       | held runs: bytes, env and org of each     | while something is held, or evicted      |
+| `mollifier:{p07}:usage`       | hash       | held entries and bytes, by org and by env | while something is held                  |
 | `mollifier:{p07}:idempotency:D` | string   | who a caller's key (by digest) belongs to | a claim, its deadline; a binding, its TTL |
 | `mollifier:{p07}:rate:E`      | hash       | triggers of E per time bucket             | one window after the last trigger        |
 | `mollifier:{p07}:tripped:E`   | string     | exists while E is held                    | `hold_ms` after the last overage         |
@@ -61,8 +63,18 @@ class PartitionKeys(msgspec.Struct, frozen=True):
 
     @property
     def failed(self) -> str:
-        """Failed runs."""
+        """Dead letters."""
         return self._key("failed")
+
+    @property
+    def owners(self) -> str:
+        """Whose each held entry is, and its bytes."""
+        return self._key("owners")
+
+    @property
+    def usage(self) -> str:
+        """How much is held."""
+        return self._key("usage")
 
     def envs(self, org_id: str) -> str:
         """Ready index, lower level."""

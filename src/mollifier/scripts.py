@@ -24,7 +24,7 @@ from mollifier.server import Command, Server
 T = TypeVar("T")
 Argument = str | bytes | int
 Settlement = Literal["held", "changed", "missing", "stale"]
-ReclaimReply = Literal["held", "failed", "missing", "stale"]
+ReclaimReply = Literal["held", "failed", "evicted", "malformed", "missing", "stale"]
 _VERDICTS: Mapping[str, Settlement] = {"held": "held", "changed": "changed", "missing": "missing", "stale": "stale"}
 ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]
 AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key"], str, int]
@@ -50,12 +50,13 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
 
 
 class PoppedFields(msgspec.Struct, frozen=True):
-    """What a pop took: entries as the hashes they are, runs whose entry does not read as one, and references dropped."""
+    """What a pop took: entries as hashes, runs whose entry does not read as one, references dropped, held runs that vanished."""
 
     now_ms: int
     taken: tuple[tuple[str, Mapping[bytes, bytes]], ...]
     malformed: tuple[str, ...]
     dropped: int
+    evicted: tuple[str, ...]
 
 
 @cache
@@ -129,6 +130,9 @@ def accept(
     orgs: str,
     seq: str,
     held: str,
+    failed: str,
+    owners: str,
+    usage: str,
     binding: Sequence[str],
     run_id: str,
     env_id: str,
@@ -143,7 +147,7 @@ def accept(
     expires_ms: Sequence[int],
 ) -> Call[AcceptReply]:
     """Store one entry; see `lua/accept.lua`."""
-    keys = (entry, queue, envs, orgs, seq, held, *binding)
+    keys = (entry, queue, envs, orgs, seq, held, failed, owners, usage, *binding)
     args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, *expires_ms)
     return Call(load("accept"), keys, args, _accepted)
 
@@ -162,6 +166,9 @@ def pop(
     draining: str,
     failed: str,
     seq: str,
+    held: str,
+    owners: str,
+    usage: str,
     entry: Sequence[str],
     env_id: str,
     org_id: str,
@@ -170,15 +177,15 @@ def pop(
     run_id: Sequence[str],
 ) -> Call[PoppedFields]:
     """Take the oldest entries under a lease; see `lua/pop.lua`."""
-    keys = (queue, waiting, envs, orgs, draining, failed, seq, *entry)
+    keys = (queue, waiting, envs, orgs, draining, failed, seq, held, owners, usage, *entry)
     return Call(load("pop"), keys, (env_id, org_id, lease_ms, take, *run_id), _popped)
 
 
 def ack(
-    *, draining: str, held: str, entries: Sequence[str], grace_ms: int, runs: Sequence[str]
+    *, draining: str, held: str, owners: str, usage: str, entries: Sequence[str], grace_ms: int, runs: Sequence[str]
 ) -> Call[tuple[Settlement | BufferUnavailableError, ...]]:
     """Settle entries of one environment whose runs exist; see `lua/ack.lua`. Each has its own answer, in order."""
-    return Call(load("ack"), (draining, held, *entries), (grace_ms, *runs), _settlements)
+    return Call(load("ack"), (draining, held, owners, usage, *entries), (grace_ms, *runs), _settlements)
 
 
 def requeue(
@@ -189,6 +196,10 @@ def requeue(
     envs: str,
     orgs: str,
     draining: str,
+    failed: str,
+    held: str,
+    owners: str,
+    usage: str,
     run_id: str,
     env_id: str,
     org_id: str,
@@ -197,7 +208,7 @@ def requeue(
     attempts: int,
 ) -> Call[Settlement]:
     """Put a leased entry back; see `lua/requeue.lua`."""
-    keys = (entry, queue, waiting, envs, orgs, draining)
+    keys = (entry, queue, waiting, envs, orgs, draining, failed, held, owners, usage)
     return Call(load("requeue"), keys, (run_id, env_id, org_id, lease, not_before_ms, attempts), _settlement)
 
 
@@ -207,20 +218,33 @@ def fail(
     draining: str,
     failed: str,
     held: str,
+    owners: str,
+    usage: str,
     binding: Sequence[str],
     run_id: str,
     lease: int,
     error: str,
+    env_id: str,
+    org_id: str,
 ) -> Call[Settlement]:
     """Give an entry up; see `lua/fail.lua`."""
-    return Call(load("fail"), (entry, draining, failed, held, *binding), (run_id, lease, error), _settlement)
+    keys = (entry, draining, failed, held, owners, usage, *binding)
+    return Call(load("fail"), keys, (run_id, lease, error, env_id, org_id), _settlement)
 
 
 def patch(
-    *, entry: str, binding: Sequence[str], run_id: str, patches: int, patch: bytes, taken: int
+    *,
+    entry: str,
+    owners: str,
+    usage: str,
+    binding: Sequence[str],
+    run_id: str,
+    patches: int,
+    patch: bytes,
+    taken: int,
 ) -> Call[Settlement]:
     """Append one change to a held entry; see `lua/patch.lua`."""
-    return Call(load("patch"), (entry, *binding), (run_id, patches, patch, taken), _settlement)
+    return Call(load("patch"), (entry, owners, usage, *binding), (run_id, patches, patch, taken), _settlement)
 
 
 def claim(*, binding: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str]) -> Call[tuple[ClaimReply, ...]]:
@@ -246,6 +270,9 @@ def reclaim(
     orgs: str,
     draining: str,
     failed: str,
+    held: str,
+    owners: str,
+    usage: str,
     binding: Sequence[str],
     run_id: str,
     env_id: str,
@@ -253,7 +280,7 @@ def reclaim(
     max_reclaims: int,
 ) -> Call[ReclaimReply]:
     """Put back an entry whose lease ran out, or give it up; see `lua/reclaim.lua`."""
-    keys = (entry, queue, envs, orgs, draining, failed, *binding)
+    keys = (entry, queue, envs, orgs, draining, failed, held, owners, usage, *binding)
     return Call(load("reclaim"), keys, (run_id, env_id, org_id, max_reclaims), _reclaimed)
 
 
@@ -286,12 +313,13 @@ def _texts(reply: Any) -> tuple[str, ...]:
 
 
 def _popped(reply: Any) -> PoppedFields:
-    now_ms, taken, malformed, dropped = reply
+    now_ms, taken, malformed, dropped, evicted = reply
     return PoppedFields(
         now_ms=int(now_ms),
         taken=tuple((run_id.decode(), as_fields(fields)) for run_id, *fields in taken),
         malformed=_texts(malformed),
         dropped=int(dropped),
+        evicted=_texts(evicted),
     )
 
 

@@ -419,6 +419,9 @@ async def test_a_lease_that_was_extended_after_it_was_listed_is_not_reclaimed(
         orgs=keys.orgs,
         draining=keys.draining,
         failed=keys.failed,
+        held=keys.held(ENV),
+        owners=keys.owners,
+        usage=keys.usage,
         binding=[],
         run_id="run",
         env_id=ENV,
@@ -484,7 +487,7 @@ async def test_an_entry_that_broke_while_it_was_drained_is_listed_as_failed_and_
     await take(buffer)
     await execute(redis_client, "HDEL", keys.entry("run"), field)
     await expire_lease(redis_client, keys, "run")
-    assert await buffer.reclaim_expired() == Reclaimed()
+    assert await buffer.reclaim_expired() == Reclaimed(malformed=("run",))
     assert set(await state_of(redis_client)) == {keys.seq, keys.entry("run"), keys.failed}
     assert await buffer.ready() == {}
 

@@ -23,7 +23,7 @@ from tests.core.support import ENV, ORG, SETTINGS, execute, lifetime_ms
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 SOON = NOW + timedelta(days=1)
 
-pytestmark = pytest.mark.leaves_keys("*:entry:*", "*:queue:*", "*:held:*", "*:orgs", "*:envs:*")
+pytestmark = pytest.mark.leaves_keys("*:entry:*", "*:queue:*", "*:held:*", "*:owners", "*:usage", "*:orgs", "*:envs:*")
 
 
 def keyed(key: str | None, request_key: str | None = None) -> Snapshot:

@@ -170,6 +170,9 @@ def test_a_library_touches_no_keys_or_arguments_but_those_it_is_given(file: str)
     assert re.search(r"\b(KEYS|ARGV)\b", body) is None
 
 
+leaves_a_dead_letter = pytest.mark.leaves_keys("*:failed", "*:owners")
+
+
 async def play_every_script(server: Server, redis: Redis) -> None:
     """Have an entry go through every transition there is."""
     buffer = Buffer(server, lambda: SETTINGS)
@@ -191,10 +194,14 @@ async def play_every_script(server: Server, redis: Redis) -> None:
     assert patched is not None
     assert await buffer.ack(patched) == "held"
     assert await buffer.claim(ORG, "digest", "token", 1000) == Claimed()
+    await hold(buffer, "vanished", kind=EntryKind.HELD)
+    await execute(redis, "DEL", keys.entry("vanished"))
     await buffer.release(ORG, ["digest"], "token")
     assert [(await take(buffer)).run_id for _ in range(3)] == ["requeued", "waiting", "reclaimed"]
+    assert await buffer.pop(ORG, ENV) is None
 
 
+@leaves_a_dead_letter
 async def test_scripts_touch_only_keys_they_declare(redis_client: Redis) -> None:
     await play_every_script(ShimmedServer(redis_client, TOUCHES_ONLY_DECLARED_KEYS), redis_client)
 
@@ -213,6 +220,7 @@ class SlotRecorder(Server):
         return await super().run_many(commands)
 
 
+@leaves_a_dead_letter
 async def test_every_script_call_touches_one_slot(redis_client: Redis) -> None:
     recorder = SlotRecorder(redis_client)
     await play_every_script(recorder, redis_client)
@@ -220,6 +228,7 @@ async def test_every_script_call_touches_one_slot(redis_client: Redis) -> None:
     assert all(len(slots) == 1 for slots in recorder.slots)
 
 
+@leaves_a_dead_letter
 async def test_scripts_run_again_after_the_server_forgot_them(redis_client: Redis) -> None:
     await play_every_script(Server(redis_client), redis_client)
     await execute(redis_client, "FLUSHALL")
@@ -227,6 +236,7 @@ async def test_scripts_run_again_after_the_server_forgot_them(redis_client: Redi
     await play_every_script(Server(redis_client), redis_client)
 
 
+@leaves_a_dead_letter
 async def test_scripts_run_again_after_the_server_was_restarted(redis_url: str, stack: Stack) -> None:
     async with connect(redis_url) as redis:
         await play_every_script(Server(redis), redis)

@@ -6,12 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.model.part import Part, count
+from tests.model.records import Records
 
 
 class Settling(Part):
     """What becomes of an entry that was taken."""
 
-    def ack(self, *, draining: str, held: str, entries: Sequence[str], grace_ms: int, runs: Sequence[str]) -> Any:
+    def ack(
+        self,
+        *,
+        draining: str,
+        held: str,
+        owners: str,
+        usage: str,
+        entries: Sequence[str],
+        grace_ms: int,
+        runs: Sequence[str],
+    ) -> Any:
         """Each run exists: its entry can go, unless it has changed since. A run that is named twice is settled once."""
         keys = iter(entries)
         settled: set[str] = set()
@@ -25,6 +36,7 @@ class Settling(Part):
             elif verdict != b"stale":
                 settled.add(run_id)
                 self.store.remove(held, run_id)
+                Records(self.store, owners, usage).take_away(run_id)
                 if self.let_go(verdict, draining, run_id):
                     fields["state"] = b"MATERIALISED"
                     self.store.live(entry, self.store.now_ms + int(grace_ms))
@@ -41,6 +53,10 @@ class Settling(Part):
         envs: str,
         orgs: str,
         draining: str,
+        failed: str,
+        held: str,
+        owners: str,
+        usage: str,
         run_id: str,
         env_id: str,
         org_id: str,
@@ -50,6 +66,8 @@ class Settling(Part):
     ) -> Any:
         """The entry is back in its place, or waits outside the queue for its moment."""
         verdict = self.holds(entry, lease)
+        if verdict == b"missing":
+            Records(self.store, owners, usage).bury(run_id, env_id, org_id, held=held, failed=failed)
         if not self.let_go(verdict, draining, run_id):
             return verdict
         fields, end_ms = self.store.hashes[entry], self.end_ms(entry)
@@ -72,20 +90,25 @@ class Settling(Part):
         draining: str,
         failed: str,
         held: str,
+        owners: str,
+        usage: str,
         binding: Sequence[str],
         run_id: str,
         lease: int,
         error: str,
+        env_id: str,
+        org_id: str,
     ) -> Any:
         """The entry is given up: kept, listed, its keys free."""
         verdict = self.holds(entry, lease)
+        if verdict == b"missing":
+            Records(self.store, owners, usage).bury(run_id, env_id, org_id, held=held, failed=failed)
         if self.let_go(verdict, draining, run_id):
             fields = self.store.hashes[entry]
             fields.update(state=b"FAILED", error=error.encode())
             fields.pop("lease")
             count(fields, "attempts", 1)
             self.store.add(failed, run_id, self.store.now_ms, self.end_ms(entry))
-            self.store.remove(held, run_id)
             self.unbind(binding, run_id)
         return verdict
 

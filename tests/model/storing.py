@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from tests.model.part import Part, claim_of, run_of
+from tests.model.records import Records
 
 
 class Storing(Part):
@@ -21,6 +22,9 @@ class Storing(Part):
         orgs: str,
         seq: str,
         held: str,
+        failed: str,
+        owners: str,
+        usage: str,
         binding: Sequence[str],
         run_id: str,
         env_id: str,
@@ -59,6 +63,10 @@ class Storing(Part):
         for key, expiry_ms in zip(binding, expires_ms, strict=True):
             store.put(key, b"run:" + run_id.encode(), expiry_ms)
         if kind == "held":
+            records = Records(store, owners, usage)
+            if records.take_away(run_id):
+                store.remove(failed, run_id)
+            records.put(run_id, len(payload), env_id.encode(), org_id.encode())
             store.add(held, run_id, created_us, end_ms)
         if queue not in store.sets:
             store.on_publish(wake)
@@ -66,7 +74,18 @@ class Storing(Part):
         self.mark_ready(envs, orgs, env_id, org_id, due_ms=store.now_ms, end_ms=end_ms)
         return [b"accepted", run_id.encode(), number]
 
-    def patch(self, *, entry: str, binding: Sequence[str], run_id: str, patches: int, patch: bytes, taken: int) -> Any:
+    def patch(
+        self,
+        *,
+        entry: str,
+        owners: str,
+        usage: str,
+        binding: Sequence[str],
+        run_id: str,
+        patches: int,
+        patch: bytes,
+        taken: int,
+    ) -> Any:
         """A change is appended to what the caller has seen, or not at all."""
         fields = self.store.hashes.get(entry)
         if fields is None or "state" not in fields:
@@ -77,6 +96,7 @@ class Storing(Part):
             return b"changed"
         fields[f"patch:{patches}"] = patch
         fields["patches"] = b"%d" % (patches + 1)
+        Records(self.store, owners, usage).grow(run_id, len(patch))
         self.unbind(binding, run_id)
         return b"held"
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.model.part import Part, count
+from tests.model.records import Records
 
 
 class Taking(Part):
@@ -33,6 +34,9 @@ class Taking(Part):
         draining: str,
         failed: str,
         seq: str,
+        held: str,
+        owners: str,
+        usage: str,
         entry: Sequence[str],
         env_id: str,
         org_id: str,
@@ -45,6 +49,8 @@ class Taking(Part):
         entry_of = dict(zip(run_id, entry, strict=True))
         taken: list[Any] = []
         malformed: list[bytes] = []
+        evicted: list[bytes] = []
+        records = Records(store, owners, usage)
         dropped = lease = 0
         for run in store.ordered(queue)[: len(entry_of)]:
             if run not in entry_of or len(taken) == take:
@@ -52,7 +58,10 @@ class Taking(Part):
             key = entry_of[run]
             store.remove(queue, run)
             if not store.exists(key):
-                dropped += 1
+                if records.bury(run, env_id, org_id, held=held, failed=failed):
+                    evicted.append(run.encode())
+                else:
+                    dropped += 1
             elif not self.reads_as_entry(key, env_id, org_id):
                 store.add(failed, run, store.now_ms, self.end_ms(key))
                 malformed.append(run.encode())
@@ -64,7 +73,7 @@ class Taking(Part):
                 store.add(draining, run, store.now_ms + lease_ms, self.end_ms(key))
                 taken.append([run.encode(), *(part for pair in fields.items() for part in (pair[0].encode(), pair[1]))])
         self.refresh_ready(queue, waiting, envs, orgs, env=env_id, org=org_id)
-        return [store.now_ms, taken, malformed, dropped]
+        return [store.now_ms, taken, malformed, dropped, evicted]
 
     def reclaim(
         self,
@@ -75,6 +84,9 @@ class Taking(Part):
         orgs: str,
         draining: str,
         failed: str,
+        held: str,
+        owners: str,
+        usage: str,
         binding: Sequence[str],
         run_id: str,
         env_id: str,
@@ -88,11 +100,12 @@ class Taking(Part):
             return b"stale"
         store.remove(draining, run_id)
         if not store.exists(entry):
-            return b"missing"
+            was_held = Records(store, owners, usage).bury(run_id, env_id, org_id, held=held, failed=failed)
+            return b"evicted" if was_held else b"missing"
         end_ms = self.end_ms(entry)
         if not self.reads_as_entry(entry, env_id, org_id):
             store.add(failed, run_id, store.now_ms, end_ms)
-            return b"missing"
+            return b"malformed"
         fields = store.hashes[entry]
         if fields.get("state") != b"DRAINING":
             return b"missing"

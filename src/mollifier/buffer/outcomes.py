@@ -81,10 +81,15 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Reclaimed(msgspec.Struct, frozen=True):
-    """What became of leases that ran out: runs that are queued again, runs given up for having come back too often."""
+    """What became of leases that ran out: the runs that are queued again, and those that are dead letters now.
+
+    `failed` came back too often, the entries of `evicted` vanished, those of `malformed` do not parse.
+    """
 
     returned: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    evicted: tuple[str, ...] = ()
+    malformed: tuple[str, ...] = ()
 
 
 class HeldPlace(NamedTuple):
@@ -95,8 +100,13 @@ class HeldPlace(NamedTuple):
 
 
 class Popped(msgspec.Struct, frozen=True):
-    """What one pop took: entries under a lease, runs whose entry does not parse (now listed as failed), orphan references dropped."""
+    """What one pop took: entries under a lease; what it passed over besides.
+
+    `malformed` are runs whose entry does not parse and `evicted` held runs whose entry vanished: both are dead letters now. `orphans`
+    counts references that were dropped, to audit copies that had expired.
+    """
 
     entries: tuple[Entry, ...] = ()
     malformed: tuple[MalformedEntryError, ...] = ()
     orphans: int = 0
+    evicted: tuple[str, ...] = ()

@@ -49,7 +49,13 @@ class Settling(Part):
             names += (keys.entry(entry.run_id), *_bindings(keys, entry))
             runs += (entry.run_id, str(entry.lease), str(len(entry.patches)), str(len(entry.bindings)))
         return scripts.ack(
-            draining=keys.draining, held=keys.held(environment), entries=names, grace_ms=grace_ms, runs=runs
+            draining=keys.draining,
+            held=keys.held(environment),
+            owners=keys.owners,
+            usage=keys.usage,
+            entries=names,
+            grace_ms=grace_ms,
+            runs=runs,
         )
 
     async def ack(self, entry: Entry) -> Settlement:
@@ -72,6 +78,10 @@ class Settling(Part):
                     envs=keys.envs(entry.org_id),
                     orgs=keys.orgs,
                     draining=keys.draining,
+                    failed=keys.failed,
+                    held=keys.held(entry.env_id),
+                    owners=keys.owners,
+                    usage=keys.usage,
                     run_id=entry.run_id,
                     env_id=entry.env_id,
                     org_id=entry.org_id,
@@ -96,10 +106,14 @@ class Settling(Part):
                     draining=keys.draining,
                     failed=keys.failed,
                     held=keys.held(entry.env_id),
+                    owners=keys.owners,
+                    usage=keys.usage,
                     binding=_bindings(keys, entry),
                     run_id=entry.run_id,
                     lease=entry.lease,
                     error=error,
+                    env_id=entry.env_id,
+                    org_id=entry.org_id,
                 )
                 for keys, entry in self._with_keys(entries)
             ]

@@ -103,6 +103,8 @@ class Storing(Part):
         return await self._scripts.run(
             scripts.patch(
                 entry=keys.entry(entry.run_id),
+                owners=keys.owners,
+                usage=keys.usage,
                 binding=[keys.idempotency(digest) for digest in unbind],
                 run_id=entry.run_id,
                 patches=len(entry.patches),
@@ -120,6 +122,9 @@ class Storing(Part):
             orgs=keys.orgs,
             seq=keys.seq,
             held=keys.held(entry.env_id),
+            failed=keys.failed,
+            owners=keys.owners,
+            usage=keys.usage,
             binding=[keys.idempotency(binding.digest) for binding in entry.bindings],
             run_id=entry.run_id,
             env_id=entry.env_id,

@@ -52,7 +52,7 @@ class Taking(Part):
     async def pop(self, org_id: str, env_id: str) -> Entry | None:
         """Take the oldest entry of one environment under a lease, or None when nothing is due.
 
-        Drops up to 100 references to entries that are gone on the way.
+        Passes over up to 100 references to entries that are gone, or do not parse, on the way.
         """
         orphans = 0
         while orphans < _ORPHANS_PER_POP:
@@ -61,9 +61,10 @@ class Taking(Part):
                 raise popped
             if popped.entries:
                 return popped.entries[0]
-            if not popped.orphans and not popped.malformed:
+            passed_over = popped.orphans + len(popped.malformed) + len(popped.evicted)
+            if not passed_over:
                 return None
-            orphans += popped.orphans + len(popped.malformed)
+            orphans += passed_over
         return None
 
     async def pop_many(self, shares: Sequence[tuple[Ready, int]]) -> list[Popped | BufferUnavailableError]:
@@ -99,17 +100,20 @@ class Taking(Part):
         stranded = [
             (keys, run.decode()) for keys, runs in zip(partitions, expired, strict=True) for run in listed(runs)
         ]
-        found = await self._server.run_many(
-            [("HMGET", keys.entry(run), "org", "env", "bindings") for keys, run in stranded]
-        )
+        questions = [
+            [("HMGET", keys.entry(run), "org", "env", "bindings"), ("HGET", keys.owners, run)] for keys, run in stranded
+        ]
+        answers = await self._server.run_many([question for pair in questions for question in pair])
         calls = [
-            self._reclaim(keys, run, *_reclaimable(fields)) for (keys, run), fields in zip(stranded, found, strict=True)
+            self._reclaim(keys, run, *_owner(fields, record), _digests(fields))
+            for (keys, run), fields, record in zip(stranded, answers[::2], answers[1::2], strict=True)
         ]
         replies = await self._scripts.run_many(calls)
-        return Reclaimed(
-            returned=tuple(run for (_, run), reply in zip(stranded, replies, strict=True) if reply == "held"),
-            failed=tuple(run for (_, run), reply in zip(stranded, replies, strict=True) if reply == "failed"),
-        )
+        became: dict[str, list[str]] = {}
+        for (_, run), reply in zip(stranded, replies, strict=True):
+            if isinstance(reply, str):
+                became.setdefault(reply, []).append(run)
+        return Reclaimed(*(tuple(became.get(reply, ())) for reply in ("held", "failed", "evicted", "malformed")))
 
     def _peek(self, ready: Ready, limit: int) -> scripts.Call[tuple[str, ...]]:
         keys = self.keyspace.of(ready.org_id)
@@ -125,6 +129,9 @@ class Taking(Part):
             draining=keys.draining,
             failed=keys.failed,
             seq=keys.seq,
+            held=keys.held(ready.env_id),
+            owners=keys.owners,
+            usage=keys.usage,
             entry=[keys.entry(run_id) for run_id in run_ids],
             env_id=ready.env_id,
             org_id=ready.org_id,
@@ -143,6 +150,9 @@ class Taking(Part):
             orgs=keys.orgs,
             draining=keys.draining,
             failed=keys.failed,
+            held=keys.held(env_id),
+            owners=keys.owners,
+            usage=keys.usage,
             binding=[keys.idempotency(digest) for digest in digests],
             run_id=run_id,
             env_id=env_id,
@@ -151,12 +161,18 @@ class Taking(Part):
         )
 
 
-def _reclaimable(reply: Any) -> tuple[str, str, Sequence[str]]:
-    """Return (organization, environment, digests) of an entry; empty where it is gone or does not read as one."""
-    if isinstance(reply, RedisError) or None in reply[:2]:
-        return "", "", ()
-    org, env, digests = reply
-    return org.decode(), env.decode(), digests.decode().split(",") if digests else ()
+def _owner(fields: Any, record: Any) -> tuple[str, str]:
+    """Return (organization, environment) of an entry: what its record says, or it itself; empty where neither does."""
+    owner = entries.parse_owner(record)
+    if owner is not None:
+        return owner.org_id, owner.env_id
+    if isinstance(fields, RedisError) or None in fields[:2]:
+        return "", ""
+    return fields[0].decode(), fields[1].decode()
+
+
+def _digests(fields: Any) -> Sequence[str]:
+    return () if isinstance(fields, RedisError) or not fields[2] else fields[2].decode().split(",")
 
 
 def _as_popped(reply: scripts.PoppedFields) -> Popped:
@@ -172,4 +188,4 @@ def _as_popped(reply: scripts.PoppedFields) -> Popped:
                 malformed.append(error)
             case None:
                 pass
-    return Popped(tuple(taken), tuple(malformed), reply.dropped)
+    return Popped(tuple(taken), tuple(malformed), reply.dropped, reply.evicted)

@@ -4,13 +4,17 @@
 -- comes, free: a claim that has run out may have been another's meanwhile.
 -- @include index
 -- @include clock
+-- @include usage
 -- KEYS  1 entry   hash: the entry
 --       2 queue   sorted set: the environment's queued runs by sequence
 --       3 envs    sorted set: the organization's environments by due moment
 --       4 orgs    sorted set: the partition's organizations by due moment
 --       5 seq     string: the partition's counter
 --       6 held    sorted set: the environment's held runs by the moment they were triggered
---       7... binding  strings: 'run:<run_id>' or 'claim:<token>', one per key of the caller's
+--       7 failed  sorted set: the partition's dead letters by the moment they died
+--       8 owners  hash: whose each held entry is, and its bytes
+--       9 usage   hash: how much is held, in all, by organization and by environment
+--       10... binding  strings: 'run:<run_id>' or 'claim:<token>', one per key of the caller's
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
@@ -25,7 +29,7 @@
 -- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', 0}
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} end
 local claim = 'claim:' .. ARGV[8]
-for i = 7, #KEYS do
+for i = 10, #KEYS do
   local holder = redis.call('GET', KEYS[i])
   if holder and holder ~= claim or not holder and ARGV[8] ~= '' then
     return {'duplicate_key', holder and string.match(holder, '^run:(.*)') or '', 0}
@@ -39,10 +43,20 @@ redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'kind', ARGV[4], 'env', ARGV[2], 
   'seq', sequence, 'accepted_ms', string.format('%.0f', accepted_ms), 'payload', ARGV[5])
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'bindings', ARGV[9]) end
-for i = 7, #KEYS do
-  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 4])
+for i = 10, #KEYS do
+  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 1])
 end
-if ARGV[4] == 'held' then add(KEYS[6], ARGV[7], ARGV[1], ttl) end
+if ARGV[4] == 'held' then
+  -- An entry of this run that vanished is a dead letter no more.
+  if redis.call('HGET', KEYS[8], ARGV[1]) then
+    release(KEYS[8], KEYS[9], {ARGV[1]})
+    redis.call('ZREM', KEYS[7], ARGV[1])
+  end
+  local names, sums = read_sums(KEYS[9], ARGV[2], ARGV[3])
+  write_record(KEYS[8], ARGV[1], #ARGV[5], ARGV[2], ARGV[3])
+  add_to_sums(KEYS[9], names, sums, 1, #ARGV[5])
+  add(KEYS[6], ARGV[7], ARGV[1], ttl)
+end
 -- Only an environment that had nothing queued needs a drainer's attention: a queue that is being drained is looked at anyway.
 if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('PUBLISH', ARGV[10], '') end
 add(KEYS[2], sequence, ARGV[1], ttl)

@@ -1,17 +1,24 @@
--- Give an entry up: mark it FAILED with the error, list it as failed, free its keys.
+-- Give an entry up: mark it FAILED with the error, list it as a dead letter, free its keys.
 --
+-- A held one that vanished meanwhile is a dead letter too, of which the payload is gone.
 -- @include index
 -- @include clock
 -- @include lease
 -- @include settle
+-- @include usage
+-- @include vanished
 -- KEYS  1 entry     hash: the entry
 --       2 draining  sorted set: the partition's leased runs by the moment their lease ends
---       3 failed    sorted set: the partition's failed runs by the moment they failed
+--       3 failed    sorted set: the partition's dead letters by the moment they died
 --       4 held      sorted set: the environment's held runs by the moment they were triggered
---       5... binding  strings: the keys of the caller's that may be bound to the run
+--       5 owners    hash: whose each held entry is, and its bytes
+--       6 usage     hash: how much is held, in all, by organization and by environment
+--       7... binding  strings: the keys of the caller's that may be bound to the run
 -- ARGV  1 run_id
 --       2 lease
 --       3 error
+--       4 env_id
+--       5 org_id
 -- Returns 'held' (failed) | 'missing' | 'stale' (nothing changed)
 local verdict = holds(KEYS[1], ARGV[2])
 if verdict ~= 'stale' then redis.call('ZREM', KEYS[2], ARGV[1]) end
@@ -20,7 +27,8 @@ if verdict == 'held' then
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
   redis.call('HDEL', KEYS[1], 'lease')
   add(KEYS[3], string.format('%.0f', now_ms()), ARGV[1], ttl_of(KEYS[1]))
-  redis.call('ZREM', KEYS[4], ARGV[1])
-  for i = 5, #KEYS do unbind(KEYS[i], ARGV[1]) end
+  for i = 7, #KEYS do unbind(KEYS[i], ARGV[1]) end
+elseif verdict == 'missing' then
+  bury(KEYS[5], KEYS[6], KEYS[4], KEYS[3], ARGV[1], ARGV[4], ARGV[5], now_ms())
 end
 return verdict

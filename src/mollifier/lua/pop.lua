@@ -1,40 +1,46 @@
 -- Take the oldest entries of an environment, mark them DRAINING under a new lease, and return them.
 --
 -- Takes from the head only while the head is one of the declared entries, so first-in-first-out holds among many drainers.
--- A reference whose entry is gone is dropped; one whose entry does not read as an entry goes to the failed list, untouched.
+-- A reference whose entry is gone is dropped: an audit copy expired. Of a held entry, which never does, what is known becomes a dead
+-- letter. An entry that does not read as one is a dead letter too, untouched.
 -- With no entry declared it takes none, and takes an environment that has nothing left out of the ready index.
 -- The first thing written takes something away: a server whose memory is full lets a script go on only from there.
 -- @include index
 -- @include clock
 -- @include entry
 -- @include many
+-- @include usage
+-- @include vanished
 -- KEYS  1 queue     sorted set: the environment's queued runs by sequence
 --       2 waiting   sorted set: '<sequence>:<run_id>' by not-before moment
 --       3 envs      sorted set: the organization's environments by due moment
 --       4 orgs      sorted set: the partition's organizations by due moment
 --       5 draining  sorted set: the partition's leased runs by the moment their lease ends
---       6 failed    sorted set: the partition's failed runs by the moment they failed
+--       6 failed    sorted set: the partition's dead letters by the moment they died
 --       7 seq       string: the partition's counter, here for the lease
---       8... entry  hashes: the entries of the named runs, in the order of ARGV
+--       8 held      sorted set: the environment's held runs by the moment they were triggered
+--       9 owners    hash: whose each held entry is, and its bytes
+--       10 usage    hash: how much is held, in all, by organization and by environment
+--       11... entry  hashes: the entries of the named runs, in the order of ARGV
 -- ARGV  1 env_id
 --       2 org_id
 --       3 lease_ms
 --       4 take      the most to take
 --       5... run_id
--- Returns {now_ms, {{run_id, field, value, ...} ...}, {malformed run_id ...}, references dropped}
+-- Returns {now_ms, {{run_id, field, value, ...} ...}, {malformed run_id ...}, references dropped, {evicted run_id ...}}
 local entry_of = {}
-for i = 8, #KEYS do entry_of[ARGV[i - 3]] = KEYS[i] end
+for i = 11, #KEYS do entry_of[ARGV[i - 6]] = KEYS[i] end
 
 local now = now_ms()
-local leaving, taking, malformed, dropped = {}, {}, {}, 0
-local head = #KEYS > 7 and redis.call('ZRANGE', KEYS[1], 0, #KEYS - 8) or {}
+local leaving, taking, malformed, gone = {}, {}, {}, {}
+local head = #KEYS > 10 and redis.call('ZRANGE', KEYS[1], 0, #KEYS - 11) or {}
 for _, run_id in ipairs(head) do
   local entry = entry_of[run_id]
   if not entry or #taking == tonumber(ARGV[4]) then break end
   leaving[#leaving + 1] = run_id
   local fields = fields_of(entry)
   if not fields then
-    dropped = dropped + 1
+    gone[#gone + 1] = run_id
   elseif not read_as_entry(fields, ARGV[1], ARGV[2]) then
     malformed[#malformed + 1] = run_id
   else
@@ -45,6 +51,14 @@ end
 remove_many(KEYS[1], leaving)
 for _, run_id in ipairs(malformed) do
   add(KEYS[6], string.format('%.0f', now), run_id, ttl_of(entry_of[run_id]))
+end
+local evicted, dropped = {}, 0
+for _, run_id in ipairs(gone) do
+  if bury(KEYS[9], KEYS[10], KEYS[8], KEYS[6], run_id, ARGV[1], ARGV[2], now) then
+    evicted[#evicted + 1] = run_id
+  else
+    dropped = dropped + 1
+  end
 end
 local taken = {}
 if #taking > 0 then
@@ -68,4 +82,4 @@ if #taking > 0 then
   add_many(KEYS[5], leased, forever and 0 or lifetime)
 end
 refresh_ready(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2])
-return {now, taken, malformed, dropped}
+return {now, taken, malformed, dropped, evicted}

@@ -1,14 +1,21 @@
 -- Put a leased entry back: to its place in the queue, or to wait outside it until its not-before moment.
 --
+-- A held one that vanished meanwhile becomes a dead letter: nothing is left to put back.
 -- @include index
 -- @include clock
 -- @include lease
+-- @include usage
+-- @include vanished
 -- KEYS  1 entry     hash: the entry
 --       2 queue     sorted set: the environment's queued runs by sequence
 --       3 waiting   sorted set: '<sequence>:<run_id>' by not-before moment
 --       4 envs      sorted set: the organization's environments by due moment
 --       5 orgs      sorted set: the partition's organizations by due moment
 --       6 draining  sorted set: the partition's leased runs by the moment their lease ends
+--       7 failed    sorted set: the partition's dead letters by the moment they died
+--       8 held      sorted set: the environment's held runs by the moment they were triggered
+--       9 owners    hash: whose each held entry is, and its bytes
+--       10 usage    hash: how much is held, in all, by organization and by environment
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
@@ -18,6 +25,9 @@
 -- Returns 'held' (requeued) | 'missing' | 'stale' (nothing changed)
 local verdict = holds(KEYS[1], ARGV[4])
 if verdict ~= 'stale' then redis.call('ZREM', KEYS[6], ARGV[1]) end
+if verdict == 'missing' then
+  bury(KEYS[9], KEYS[10], KEYS[8], KEYS[7], ARGV[1], ARGV[2], ARGV[3], now_ms())
+end
 if verdict ~= 'held' then return verdict end
 
 local ttl = ttl_of(KEYS[1])

@@ -34,6 +34,7 @@ def test_every_setting_is_read_from_its_variable(field: str) -> None:
         "admin_token": ("token", "token"),
         "drainer_enabled": ("off", False),
         "trip_algorithm": ("fixed", "fixed"),
+        "accept_confirm": ("replicas:2", "replicas:2"),
         "body_limit_bytes": ("2048", 2048),
         "lease_ms": ("200", 200),
         "worker_metrics_port": ("9100", 9100),

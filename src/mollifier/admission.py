@@ -13,7 +13,16 @@ from functools import partial
 import msgspec
 
 from mollifier import snapshots as encoding
-from mollifier.buffer import Acceptance, Accepted, AcceptOutcome, Buffer, DuplicateKey, DuplicateRun, KeyClaimed
+from mollifier.buffer import (
+    Acceptance,
+    Accepted,
+    AcceptOutcome,
+    Buffer,
+    DuplicateKey,
+    DuplicateRun,
+    KeyClaimed,
+    Unconfirmed,
+)
 from mollifier.claims import Claim, bindings
 from mollifier.cursors import as_us
 from mollifier.deadline import within
@@ -133,7 +142,11 @@ class Admission:
         }
 
     async def _hold(self, snapshots: Sequence[Snapshot], places: Sequence[int], claim: Claim | None) -> Answers:
-        """Make the buffer the runs' primary store; those that it cannot take within its deadline are not among the answers."""
+        """Make the buffer the runs' primary store; those that it cannot take within its deadline are not among the answers.
+
+        Nor are those that it took without confirming it: to create them directly as well is safe, for an entry whose run exists
+        makes no second one.
+        """
         answers: Answers = {}
         entries = [_held(snapshots[place], claim) for place in places]
         for place, entry, outcome in zip(places, entries, await self._accept(entries), strict=True):
@@ -144,6 +157,9 @@ class Admission:
                 case DuplicateKey(winner):
                     is_cached = snapshots[place].idempotency_key is not None
                     answers[place] = Triggered(TriggerResult(winner, is_cached=is_cached))
+                case Unconfirmed():
+                    # It is in the buffer, whatever becomes of the trigger: an audit that misses its event would miss the entry.
+                    self._telemetry.buffered(snapshots[place], entry.payload)
                 case KeyClaimed() | None:
                     pass
         return answers
@@ -163,7 +179,10 @@ class Admission:
         if self._buffer is None or not entries:
             return [None] * len(entries)
         payload_bytes = sum(len(entry.payload) for entry in entries)
-        deadline_ms = self._settings().accept_deadline_ms * -(-len(entries) // _ENTRIES_PER_DEADLINE)
+        settings = self._settings()
+        deadline_ms = settings.accept_deadline_ms * -(-len(entries) // _ENTRIES_PER_DEADLINE)
+        if settings.confirmation.is_asked:
+            deadline_ms += settings.accept_confirm_timeout_ms
         try:
             with self._telemetry.span("mollifier.buffer.accept", {"mollifier.payload_bytes": payload_bytes}):
                 outcomes = await within(deadline_ms, self._buffer.accept_many(entries))
@@ -173,6 +192,9 @@ class Admission:
         faults = [outcome for outcome in outcomes if isinstance(outcome, BufferUnavailableError)]
         for fault in faults[:1]:
             self._telemetry.failed_open("buffer", fault)
+        if any(isinstance(outcome, Unconfirmed) for outcome in outcomes):
+            missed = f"not confirmed within {settings.accept_confirm_timeout_ms} ms: {settings.accept_confirm}"
+            self._telemetry.failed_open("confirmation", BufferUnavailableError(missed))
         return [None if isinstance(outcome, BufferUnavailableError) else outcome for outcome in outcomes]
 
 

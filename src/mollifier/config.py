@@ -51,6 +51,8 @@ HELP: Mapping[str, str] = {
     "hold_ms": "milliseconds an environment is held after its last overage",
     "gate_deadline_ms": "milliseconds the gate waits for the buffer's server before it lets the trigger pass",
     "accept_deadline_ms": "milliseconds a buffer write may take on the trigger path",
+    "accept_confirm": "what a held trigger waits for before it is answered: none, aof (on disk) or replicas:N; unconfirmed, it is created directly",
+    "accept_confirm_timeout_ms": "milliseconds such a confirmation may take; from a server that syncs every second it takes up to 1,600",
     "drain_concurrency": "entries one worker handles at a time",
     "drain_batch_size": "entries of one environment taken in one tick",
     "drain_max_attempts": "attempts after which an entry is given up",

@@ -87,20 +87,22 @@ class Scripts:
 
         Raises BufferUnavailableError when the server gave no replies at all.
         """
-        replies = await self._server.run_many([_command("EVALSHA", call.script.sha, call) for call in calls])
+        replies = await self._server.run_many([command("EVALSHA", call.script.sha, call) for call in calls])
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
-            by_source = [_command("EVAL", calls[index].script.source, calls[index]) for index in unknown]
+            by_source = [command("EVAL", calls[index].script.source, calls[index]) for index in unknown]
             for index, reply in zip(unknown, await self._server.run_many(by_source), strict=True):
                 replies[index] = reply
-        return [_result(call, reply) for call, reply in zip(calls, replies, strict=True)]
+        return [result(call, reply) for call, reply in zip(calls, replies, strict=True)]
 
 
-def _command(verb: str, script: str, call: Call[Any]) -> Command:
+def command(verb: str, script: str, call: Call[Any]) -> Command:
+    """Return the command that runs a call: by its script's hash with EVALSHA, by its source with EVAL."""
     return (verb, script, len(call.keys), *call.keys, *call.args)
 
 
-def _result(call: Call[T], reply: Any) -> T | BufferUnavailableError:
+def result(call: Call[T], reply: Any) -> T | BufferUnavailableError:
+    """Read a call's reply."""
     if isinstance(reply, RedisError):
         return BufferUnavailableError(f"{call.script.name}: {reply}")
     return call.parse(reply)

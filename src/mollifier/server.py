@@ -47,6 +47,11 @@ class Server:
         self._sending: asyncio.Handle | None = None
         self._under_way: set[asyncio.Task[None]] = set()
 
+    @property
+    def redis(self) -> Redis:
+        """The client."""
+        return self._redis
+
     async def run(self, *command: str | bytes | float) -> Reply:
         """Run one command. Raises BufferUnavailableError when there is no answer, or when the answer is an error."""
         (reply,) = await self.run_many([command])
@@ -71,12 +76,20 @@ class Server:
     def _send(self) -> None:
         """Send what has come up since the last turn of the loop."""
         self._sending = None
-        while self._unsent and len(self._under_way) < PIPELINES:
+        while self._unsent and len(self._under_way) < PIPELINES and self._may_send():
             questions = self._next_pipeline()
             if questions:
                 task = asyncio.create_task(self._ask(questions), name="mollifier-pipeline")
                 self._under_way.add(task)
                 task.add_done_callback(self._returned)
+
+    def _may_send(self) -> bool:
+        """Tell whether the next pipeline may leave now, while there is room for it; whoever says no sees to it that it leaves later."""
+        return True
+
+    def _last(self) -> Sequence[Command]:
+        """Return commands for the end of each pipeline; their replies follow those of each question in it."""
+        return ()
 
     def _next_pipeline(self) -> list[_Question]:
         questions: list[_Question] = []
@@ -98,6 +111,8 @@ class Server:
         for question in questions:
             for command in question.commands:
                 pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType] - the client types no raw command
+        for command in self._last():
+            pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType] - as above
         try:
             replies = await pipeline.execute(raise_on_error=False)
         except Exception as error:  # noqa: BLE001 - each caller raises it for itself
@@ -110,10 +125,11 @@ class Server:
                 question.replies.cancel()
             raise
         start = 0
+        last = replies[sum(len(question.commands) for question in questions) :]
         for question in questions:
             end = start + len(question.commands)
             if not question.replies.done():
-                question.replies.set_result(replies[start:end])
+                question.replies.set_result([*replies[start:end], *last])
             start = end
 
     async def listen(self, channel: str, on_message: Callable[[], None]) -> None:

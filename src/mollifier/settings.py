@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "hold_ms": (1, 3_600_000),
     "gate_deadline_ms": (1, 60_000),
     "accept_deadline_ms": (1, 60_000),
+    "accept_confirm_timeout_ms": (1, 4_000),
     "lease_ms": (100, 3_600_000),
     "drain_concurrency": (1, 10_000),
     "drain_batch_size": (1, 10_000),
@@ -33,6 +35,21 @@ _RANGES: dict[str, tuple[int, int]] = {
     "ack_grace_ttl_s": (1, 86_400),
     "entry_ttl_s": (1, 30 * 86_400),
 }
+
+
+_CONFIRMATION = re.compile(r"none|aof|replicas:[1-9]")
+
+
+class Confirmation(msgspec.Struct, frozen=True):
+    """That the accept is on the server's disk, or on so many replicas; neither where nothing is asked."""
+
+    aof: bool = False
+    replicas: int = 0
+
+    @property
+    def is_asked(self) -> bool:
+        """True when there is something to wait for."""
+        return self.aof or self.replicas > 0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +85,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hold_ms: int = 500
     gate_deadline_ms: int = 25
     accept_deadline_ms: int = 250
+    accept_confirm: str = "none"
+    accept_confirm_timeout_ms: int = 2_000
 
     # Drainer
     drain_concurrency: int = 50
@@ -86,6 +105,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(variable(name), f"must be between {low} and {high}, is {value}")
         if self.trip_algorithm not in ("sliding", "fixed"):
             raise SettingsError(variable("trip_algorithm"), f"must be sliding or fixed, is {self.trip_algorithm!r}")
+        if not _CONFIRMATION.fullmatch(self.accept_confirm):
+            detail = f"must be none, aof or replicas:N with N from 1 to 9, is {self.accept_confirm!r}"
+            raise SettingsError(variable("accept_confirm"), detail)
         if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
             raise SettingsError(variable("redis_url"), "must start with redis://, rediss:// or unix://")
         if self.database_url is not None and not self.database_url.startswith(("postgresql://", "postgres://")):
@@ -100,6 +122,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def active(self) -> bool:
         """True when the gate may be asked: switched on, and there is a server to ask."""
         return self.enabled and self.redis_url is not None
+
+    @property
+    def confirmation(self) -> Confirmation:
+        """What has to be known of an accept before it is answered."""
+        kind, _, replicas = self.accept_confirm.partition(":")
+        return Confirmation(aof=kind == "aof", replicas=int(replicas or 0))
 
     @property
     def drains(self) -> bool:

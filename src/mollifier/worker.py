@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _LOGGED = {Severity.WARNING: logging.WARNING, Severity.CRITICAL: logging.ERROR}
 """What of the doctor's findings has a line of its own, and at which level."""
+_EXAMINED_S = 2.0
+"""How long a worker that stops lets the doctor finish."""
 
 
 async def run_worker_process(
@@ -172,6 +174,8 @@ async def _examine(settings: Settings, database: Database) -> None:
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
+    # Cancelled in the middle of connecting, it would leave a connection open; it takes a moment where servers answer.
+    await asyncio.wait((task,), timeout=_EXAMINED_S)
     task.cancel()
     await asyncio.wait((task,))
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from mollifier.errors import MollifierError, SettingsError
-from mollifier.settings import Settings, variable
+from mollifier.settings import Confirmation, Settings, variable
 
 DOCUMENTED: dict[str, Any] = {
     "enabled": False,
@@ -32,6 +32,8 @@ DOCUMENTED: dict[str, Any] = {
     "drain_poll_interval_ms": 100,
     "ack_grace_ttl_s": 30,
     "entry_ttl_s": 600,
+    "accept_confirm": "none",
+    "accept_confirm_timeout_ms": 2_000,
 }
 
 ZERO_HAS_A_MEANING = ["drain_shutdown_timeout_ms", "drain_max_reclaims"]
@@ -132,3 +134,23 @@ def test_settings_that_are_shown_show_no_secret() -> None:
     assert "hunter2" not in repr(settings)
     assert "hold_ms=7" in repr(settings)
     assert "redis_url=None" in repr(Settings())
+
+
+@pytest.mark.parametrize(
+    ("text", "confirmation"),
+    [
+        ("none", Confirmation()),
+        ("aof", Confirmation(aof=True)),
+        ("replicas:1", Confirmation(replicas=1)),
+        ("replicas:9", Confirmation(replicas=9)),
+    ],
+)
+def test_what_an_accept_waits_for_is_read_from_its_setting(text: str, confirmation: Confirmation) -> None:
+    assert Settings(accept_confirm=text).confirmation == confirmation
+    assert confirmation.is_asked is (text != "none")
+
+
+@pytest.mark.parametrize("text", ["", "AOF", "replicas", "replicas:0", "replicas:10", "replicas:1 ", "aof,replicas:1"])
+def test_a_confirmation_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^MOLLIFIER_ACCEPT_CONFIRM: must be none, aof or replicas:N"):
+        Settings(accept_confirm=text)

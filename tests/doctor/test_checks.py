@@ -172,6 +172,38 @@ def test_the_database_is_judged_by_what_it_says(check: str, facts: dict[str, Any
     assert judged("database", check, DIVERTING, **facts) == divert
 
 
+TO_DISK = replace(DIVERTING, accept_confirm="aof")
+TO_REPLICA = replace(DIVERTING, accept_confirm="replicas:1")
+ONLINE, OFFLINE = Replica("a:1", online=True, lag_s=0), Replica("b:1", online=False, lag_s=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "check", "facts", "severity"),
+    [
+        (TO_DISK, "persistence", {}, "warning"),
+        (TO_DISK, "persistence", {"product": "redis", "version": (7, 4, 2)}, "warning"),
+        (TO_DISK, "persistence", {"product": "redis", "version": (8, 0)}, "ok"),
+        (TO_DISK, "persistence", {"appendfsync": "always"}, "ok"),
+        (TO_DISK, "persistence", {"appendfsync": "no"}, "critical"),
+        (TO_DISK, "persistence", {"aof": False, "snapshots": "60 1"}, "critical"),
+        (TO_DISK, "version", {"product": "redis", "version": (7, 0, 15)}, "critical"),
+        (TO_DISK, "version", {"product": "redis", "version": (7, 2)}, "ok"),
+        (TO_DISK, "version", {"version": (7, 2, 5)}, "warning"),
+        (TO_REPLICA, "version", {"product": "redis", "version": (7, 0, 15)}, "ok"),
+        (TO_REPLICA, "replicas", {"replicas": ()}, "critical"),
+        (TO_REPLICA, "replicas", {"replicas": (OFFLINE,)}, "critical"),
+        (TO_REPLICA, "replicas", {"replicas": (ONLINE,)}, "ok"),
+        (TO_REPLICA, "replicas", {"replicas": (ONLINE, OFFLINE)}, "warning"),
+        (TO_REPLICA, "connections", {"clients": 10, "max_clients": 44}, "ok"),
+        (TO_REPLICA, "connections", {"clients": 10, "max_clients": 43}, "warning"),
+    ],
+)
+def test_what_a_confirmation_needs_is_looked_for(
+    settings: Settings, check: str, facts: dict[str, Any], severity: str
+) -> None:
+    assert judged("buffer", check, settings, **facts) == severity
+
+
 @pytest.mark.parametrize(("concurrency", "severity"), [(128, "ok"), (129, "warning")])
 def test_the_workers_pool_is_measured_against_the_drainers_concurrency(concurrency: int, severity: str) -> None:
     assert judged("database", "pool", replace(DIVERTING, drain_concurrency=concurrency)) == severity
@@ -187,6 +219,8 @@ def test_the_workers_pool_is_measured_against_the_drainers_concurrency(concurren
         (Settings(database_url="postgresql:///db", drainer_enabled=True), "critical"),
         (replace(DIVERTING, drainer_enabled=False), "warning"),
         (replace(DIVERTING, enabled=False), "info"),
+        (replace(DIVERTING, accept_confirm="aof"), "ok"),
+        (replace(MONITORING, accept_confirm="aof"), "info"),
         (replace(DIVERTING, enabled=False, divert=False, shadow_mode=True), "info"),
         (replace(DIVERTING, enabled=False, divert=False, drainer_enabled=True), "ok"),
     ],

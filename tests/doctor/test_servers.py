@@ -229,8 +229,7 @@ async def test_a_host_clock_that_is_off_is_found(redis_url: str, database: Datab
         )
     found = {each.check: each for each in findings}["system.clocks"]
     assert found.severity == "critical"
-    assert "the buffer's server 900" in found.what
-    assert "the database 900" in found.what
+    assert found.what.count("ahead") == 2
 
 
 # --- the database --------------------------------------------------------------------------------------------------

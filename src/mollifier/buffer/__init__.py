@@ -24,6 +24,7 @@ from mollifier.buffer.outcomes import (
     Popped,
     Ready,
     Reclaimed,
+    Unconfirmed,
 )
 from mollifier.buffer.reading import Reading
 from mollifier.buffer.settling import Settling
@@ -49,6 +50,7 @@ __all__ = [
     "Popped",
     "Ready",
     "Reclaimed",
+    "Unconfirmed",
 ]
 
 

@@ -18,6 +18,12 @@ class Accepted(msgspec.Struct, frozen=True):
     sequence: int
 
 
+class Unconfirmed(msgspec.Struct, frozen=True):
+    """The entry is stored; whether it would outlive a crash, as `accept_confirm` asks, was not known in time."""
+
+    run_id: str
+
+
 class DuplicateRun(msgspec.Struct, frozen=True):
     """There already is an entry of this run, in whatever state; nothing changed."""
 
@@ -34,7 +40,7 @@ class KeyClaimed(msgspec.Struct, frozen=True):
     """Another trigger has claimed one of the keys and has not bound it yet; nothing changed."""
 
 
-AcceptOutcome = Accepted | DuplicateRun | DuplicateKey | KeyClaimed
+AcceptOutcome = Accepted | Unconfirmed | DuplicateRun | DuplicateKey | KeyClaimed
 
 
 class Binding(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from mollifier.confirmation import ConfirmedScripts
 from mollifier.errors import BufferUnavailableError
 from mollifier.keys import Keyspace
 from mollifier.scripts import Scripts
@@ -21,6 +22,7 @@ class Part:
         self._server = server
         self._settings = settings
         self._scripts = Scripts(server)
+        self._confirmed = ConfirmedScripts(server.redis, settings)
         self.keyspace = Keyspace(settings().partitions)
 
 

@@ -16,8 +16,10 @@ from mollifier.buffer.outcomes import (
     DuplicateKey,
     DuplicateRun,
     KeyClaimed,
+    Unconfirmed,
 )
 from mollifier.buffer.part import Part, one
+from mollifier.confirmation import Written
 from mollifier.errors import BufferUnavailableError
 from mollifier.keys import WAKE
 from mollifier.model import Entry, EntryKind
@@ -58,8 +60,14 @@ class Storing(Part):
         )
 
     async def accept_many(self, entries: Sequence[Acceptance]) -> list[AcceptOutcome | BufferUnavailableError]:
-        """Store entries in one round trip, each by itself: one that cannot be stored harms no other. One outcome each, in order."""
-        replies = await self._scripts.run_many([self._accept(entry) for entry in entries])
+        """Store entries in one round trip, each by itself: one that cannot be stored harms no other. One outcome each, in order.
+
+        Held entries are confirmed where `accept_confirm` asks for it; audit copies, which are not the only ones, never are.
+        """
+        calls = [self._accept(entry) for entry in entries]
+        if self._settings().confirmation.is_asked and any(entry.kind is EntryKind.HELD for entry in entries):
+            return [_confirmed(reply) for reply in await self._confirmed.run_many(calls)]
+        replies = await self._scripts.run_many(calls)
         return [reply if isinstance(reply, BufferUnavailableError) else _accepted(reply) for reply in replies]
 
     async def claim(self, org_id: str, digest: str, token: str, lifetime_ms: int) -> ClaimOutcome:
@@ -150,6 +158,16 @@ def _accepted(reply: scripts.AcceptReply) -> AcceptOutcome:
             return KeyClaimed()
         case "duplicate_key", winner, _:
             return DuplicateKey(winner)
+
+
+def _confirmed(
+    reply: Written[scripts.AcceptReply] | BufferUnavailableError,
+) -> AcceptOutcome | BufferUnavailableError:
+    if isinstance(reply, BufferUnavailableError):
+        return reply
+    outcome = _accepted(reply.result)
+    # What changed nothing wrote nothing: there was nothing to confirm.
+    return outcome if reply.confirmed or not isinstance(outcome, Accepted) else Unconfirmed(outcome.run_id)
 
 
 def _claimed(reply: scripts.ClaimReply) -> ClaimOutcome:

@@ -16,9 +16,7 @@ from mollifier.settings import Settings, variable
 NEAR, FULL = 0.75, 0.9
 """Shares of the memory at which it is time to act, and late."""
 LAG_S = 10
-_REDIS_FLOOR, _VALKEY_FLOOR = (7, 0), (8,)
-PROCESS_CONNECTIONS = PIPELINES + 1
-"""What one API or worker process opens at most: its pipelines, and one to listen for work."""
+_REDIS_FLOOR, _VALKEY_FLOOR, _WAITAOF_FLOOR, _HONEST_WAITAOF = (7, 0), (8,), (7, 2), (8,)
 
 
 def persistence(facts: BufferFacts, settings: Settings) -> Judgement:
@@ -30,9 +28,15 @@ def persistence(facts: BufferFacts, settings: Settings) -> Judgement:
             "what it holds is not on disk, and it refuses writes as long as that lasts",
             "look into the server's log: the disk is full or not writable, as a rule",
         )
+    if facts.aof is False and settings.confirmation.aof:
+        return critical(
+            f"no append-only file, and {variable('accept_confirm')} is aof",
+            "no accept is ever confirmed: each is stored and its run created directly as well, in every burst",
+            "set appendonly yes on the buffer's server (and appendfsync everysec)",
+        )
     match facts.aof, facts.snapshots:
         case True, _:
-            return _append_only(facts)
+            return _append_only(facts, settings)
         case None, _:
             return unknown(
                 "whether the server keeps an append-only file is not told",
@@ -54,16 +58,27 @@ def persistence(facts: BufferFacts, settings: Settings) -> Judgement:
             )
 
 
-def _append_only(facts: BufferFacts) -> Judgement:
+def _append_only(facts: BufferFacts, settings: Settings) -> Judgement:
     match facts.appendfsync:
         case "always":
             return ok("append-only file, synced at each write: a crash loses nothing that was answered")
+        case "everysec" if settings.confirmation.aof and not _confirms_the_sync(facts):
+            return warning(
+                "append-only file, synced every second; this server's WAITAOF answers before that",
+                "accepts are answered as confirmed up to a second before they are on disk (Valkey, and Redis before 8.0)",
+                "set appendfsync always, which syncs before each answer; or use Redis 8.0 or later",
+            )
+        case "everysec" if settings.confirmation.aof:
+            return ok(
+                "append-only file, synced every second, and accepts wait for it: a crash loses nothing that was answered"
+            )
         case "everysec":
             return ok("append-only file, synced every second: a crash of its machine may cost the last second or two")
         case "no":
-            return warning(
+            worse = critical if settings.confirmation.aof else warning
+            return worse(
                 "append-only file, synced when the operating system sees fit (appendfsync no)",
-                "a crash of its machine may cost half a minute of held triggers",
+                "a crash of its machine may cost half a minute of held triggers, and no accept can be confirmed by it",
                 "set appendfsync everysec, or always",
             )
         case _:
@@ -72,6 +87,11 @@ def _append_only(facts: BufferFacts) -> Judgement:
                 "a crash of its machine costs what was written since the last sync",
                 "see to it that it is everysec or always",
             )
+
+
+def _confirms_the_sync(facts: BufferFacts) -> bool:
+    """Tell whether WAITAOF waits for the sync under everysec: others take what was written within a second of a sync for synced."""
+    return facts.product == "redis" and facts.version is not None and facts.version >= _HONEST_WAITAOF
 
 
 def eviction(facts: BufferFacts, settings: Settings) -> Judgement:
@@ -126,14 +146,20 @@ def memory(facts: BufferFacts, _settings: Settings) -> Judgement:
     return ok(what)
 
 
-def version(facts: BufferFacts, _settings: Settings) -> Judgement:
-    """Does the server know what the scripts need?"""
+def version(facts: BufferFacts, settings: Settings) -> Judgement:
+    """Does the server know what the scripts, and the confirmation that is asked for, need?"""
     if facts.version is None:
         return unknown("the server's version is not told", "Valkey 8 or Redis 7.0 is the least", "see to it that it is")
     name = f"{facts.product.capitalize()} {'.'.join(map(str, facts.version))}"
     if facts.product == "redis" and facts.version < _REDIS_FLOOR:
         return critical(
             name, "the scripts use commands that it does not know", "use Valkey 8 or later, or Redis 7.0 or later"
+        )
+    if settings.confirmation.aof and facts.version < _WAITAOF_FLOOR:
+        return critical(
+            f"{name} has no WAITAOF, which {variable('accept_confirm')}=aof needs",
+            "no accept is ever confirmed: each is stored and its run created directly as well, in every burst",
+            f"use Valkey 8 or later, Redis 7.2 or later, or another {variable('accept_confirm')}",
         )
     if facts.product == "valkey" and facts.version < _VALKEY_FLOOR:
         return warning(name, "nobody has tried Mollifier with it", "use Valkey 8 or later")
@@ -172,13 +198,21 @@ def role(facts: BufferFacts, _settings: Settings) -> Judgement:
     return ok("a primary, not in a Cluster")
 
 
-def replicas(facts: BufferFacts, _settings: Settings) -> Judgement:
-    """Do the replicas keep up?"""
+def replicas(facts: BufferFacts, settings: Settings) -> Judgement:
+    """Are there as many replicas as accepts wait for, and do they keep up?"""
     if facts.replicas is None:
         return unknown(
             "replicas are not told",
             "a failover loses what the replica does not have yet",
             "look where the server is run whether they keep up",
+        )
+    wanted = settings.confirmation.replicas
+    online = sum(each.online for each in facts.replicas)
+    if online < wanted:
+        return critical(
+            f"{online} replicas are online, {variable('accept_confirm')} asks for {wanted}",
+            "no accept can be confirmed: each waits for the deadline and its run is then created directly as well",
+            "bring the replicas back, or ask for fewer",
         )
     behind = [each for each in facts.replicas if not each.online or (each.lag_s or 0) > LAG_S]
     if behind:
@@ -232,16 +266,17 @@ def tenancy(facts: BufferFacts, _settings: Settings) -> Judgement:
     return ok("no keys of another application" if sample.drawn else "empty")
 
 
-def connections(facts: BufferFacts, _settings: Settings) -> Judgement:
+def connections(facts: BufferFacts, settings: Settings) -> Judgement:
     """Are there connections enough?"""
+    each = PIPELINES * (2 if settings.confirmation.is_asked else 1) + 1
     if facts.clients is None or not facts.max_clients:
         return unknown(
             "how many connections the server takes is not told",
             "one that is over the limit is refused, and its trigger passes",
-            f"allow {PROCESS_CONNECTIONS} for each API and worker process",
+            f"allow {each} for each API and worker process",
         )
-    what = f"{facts.clients} of {facts.max_clients} connections in use, up to {PROCESS_CONNECTIONS} by each process"
-    if facts.clients + 2 * PROCESS_CONNECTIONS > facts.max_clients:
+    what = f"{facts.clients} of {facts.max_clients} connections in use, up to {each} by each process"
+    if facts.clients + 2 * each > facts.max_clients:
         return warning(
             what,
             "there is no room for one more API and one more worker; what is over the limit is refused, and its triggers pass",

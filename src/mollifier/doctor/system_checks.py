@@ -158,6 +158,12 @@ def _no_effect(given: Settings) -> Judgement | None:
             "switched off, nothing else has an effect",
             f"set {variable('enabled')}=1 when the rollout begins",
         )
+    if given.confirmation.is_asked and not given.divert:
+        return info(
+            f"{variable('accept_confirm')} is {given.accept_confirm}, {variable('divert')} is off",
+            "only held triggers are confirmed, not audit copies",
+            f"unset it, or set {variable('divert')}=1 when the rollout gets there",
+        )
     return None
 
 

@@ -1,0 +1,124 @@
+"""Held triggers that are to be confirmed: unconfirmed, they are created directly, and the entry that is there too makes no second run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from mollifier.errors import EngineUnavailableError
+from mollifier.model import RunFilter, RunStatus
+from mollifier.postgres.catalog import record_tasks
+from mollifier.postgres.database import Database
+from mollifier.settings import Settings
+from tests.divert.conftest import ENVIRONMENT, House
+from tests.postgres.support import Outage
+from tests.servers import Valkey, valkey
+
+
+@pytest.fixture(scope="module")
+def forgetful() -> Iterator[Valkey]:
+    """A server without an append-only file: it never confirms."""
+    with valkey("--appendonly", "no") as server:
+        yield server
+
+
+@pytest.fixture
+async def house(forgetful: Valkey, database_url: str) -> AsyncIterator[House]:
+    settings = Settings(
+        enabled=True,
+        divert=True,
+        redis_url=forgetful.url,
+        database_url=database_url,
+        partitions=4,
+        gate_deadline_ms=10_000,
+        accept_deadline_ms=10_000,
+        accept_confirm="aof",
+    )
+    async with Database(database_url, deadline_s=5) as database:
+        await record_tasks(database, {"echo": "mollifier.demo_tasks"})
+        house = House(settings, database)
+        try:
+            await house.trip()
+            yield house
+        finally:
+            await house.mollifier.aclose()
+
+
+def said(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:
+    return [getattr(record, "fields", {})["run_id"] for record in caplog.records if record.message == name]
+
+
+async def test_an_unconfirmed_trigger_is_created_directly_and_its_entry_makes_no_second_run(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run_id = await house.trigger()
+
+        created = await house.created(run_id)
+        assert created is not None
+        assert await house.buffer.get_entry(ENVIRONMENT.org_id, run_id) is not None
+        assert [run.id for run in (await house.runs.list(ENVIRONMENT, RunFilter())).runs] == [run_id]
+
+        await house.drain()
+
+    assert await house.created(run_id) == created
+    assert [run.id for run in (await house.runs.list(ENVIRONMENT, RunFilter())).runs] == [run_id]
+    # The books agree: what went into the buffer, and came out of it, was this one entry.
+    assert said(caplog, "mollifier.buffered") == said(caplog, "mollifier.drained") == [run_id]
+
+
+async def test_a_change_of_the_run_meanwhile_is_not_undone_by_its_entry(house: House) -> None:
+    run_id = await house.trigger()
+    await house.runs.cancel(ENVIRONMENT, run_id)
+    await house.drain()
+    created = await house.created(run_id)
+    assert created is not None
+    assert created.status is RunStatus.CANCELED
+
+
+async def test_a_key_of_an_unconfirmed_trigger_belongs_to_its_run(house: House) -> None:
+    run_id, cached = await house.trigger_all(idempotency_key="key")
+    again = await house.trigger_all(idempotency_key="key")
+    await house.drain()
+    later = await house.trigger_all(idempotency_key="key")
+    assert (cached, again, later) == (False, (run_id, True), (run_id, True))
+
+
+async def test_the_run_of_an_unconfirmed_entry_that_was_drained_first_is_the_answer(house: House) -> None:
+    first = await house.trigger()
+    drainer = house.mollifier.drainer()
+    drainer.start()
+    try:
+        run_ids = [await house.trigger() for _ in range(20)]
+    finally:
+        await drainer.stop()
+    await house.drain()
+    runs = (await house.runs.list(ENVIRONMENT, RunFilter())).runs
+    assert sorted(run.id for run in runs) == sorted([first, *run_ids])
+
+
+async def test_unconfirmed_and_without_a_database_the_trigger_fails(house: House, database_url: str) -> None:
+    await house.trigger()
+    outage = Outage(database_url)
+    await outage.begin()
+    try:
+        with pytest.raises(EngineUnavailableError):
+            await house.trigger(idempotency_key="key")
+    finally:
+        await outage.end()
+    # Whoever tries again with the same key gets that run: it is in the buffer all the same.
+    run_id, cached = await house.trigger_all(idempotency_key="key")
+    await house.drain()
+    assert await house.created(run_id) is not None
+    assert cached
+
+
+async def test_without_confirmation_the_same_trigger_is_held(house: House) -> None:
+    house.settings = replace(house.settings, accept_confirm="none")
+    run_id = await house.trigger()
+    assert await house.created(run_id) is None
+    await house.drain()
+    assert await house.created(run_id) is not None

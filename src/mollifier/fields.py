@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,7 +24,12 @@ Members = Mapping[str, msgspec.Raw]
 ERRORS_MAX = 50
 """So many mistakes of one request are told; reading goes on without counting more."""
 
+DEPTH_MAX = 512
+"""Of arrays and objects within one another. Python's own parsers give up somewhere above it, where depends on its version."""
+
 UNSTORABLE = "must not contain NUL characters or half of a surrogate pair"
+
+TOO_DEEP = f"is nested deeper than {DEPTH_MAX} levels"
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _array = msgspec.json.Decoder(list[msgspec.Raw])
@@ -41,6 +47,9 @@ _KINDS = {
 }
 # One escape of a JSON text at a time: a whole surrogate pair, else half of one (the group), else any other.
 _ESCAPES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
+_BLOCK = 256
 _NULS = re.compile(rb"\\(u0000)|\\.", re.DOTALL)
 
 
@@ -262,6 +271,8 @@ def read_body(body: bytes, read: Callable[[Fields], T]) -> T:
     with half of a surrogate pair in it is not JSON to any store here; where that half is in a member that `read` looks at as
     text, the error names the member.
     """
+    if nests_too_deep(body):
+        raise MalformedBodyError(TOO_DEEP)
     try:
         return _read(body, read)
     except msgspec.DecodeError as error:
@@ -274,19 +285,42 @@ def read_body(body: bytes, read: Callable[[Fields], T]) -> T:
     except UnicodeDecodeError as error:
         raise MalformedBodyError(f"is not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
-        raise MalformedBodyError("is nested too deep") from error
+        raise MalformedBodyError(TOO_DEEP) from error
 
 
 def json_fault(text: bytes) -> str | None:
     """Return why the text is not JSON, None when it is."""
+    if nests_too_deep(text):
+        return TOO_DEEP
     try:
         text.decode()
         _any.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return str(error).removeprefix("JSON is malformed: ")
     except RecursionError:
-        return "nested too deep"
+        return TOO_DEEP
     return None
+
+
+def nests_too_deep(text: bytes) -> bool:
+    """Tell whether a JSON text nests deeper than `DEPTH_MAX`; of one that is not JSON the answer may be either.
+
+    Few texts have that many brackets at all. Of those that have, only the brackets outside of strings are looked at, and of these
+    only the blocks in which the depth could be reached.
+    """
+    if text.count(b"[") + text.count(b"{") <= DEPTH_MAX:
+        return False
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = b"".join(text.split(b'"')[::2]).translate(None, _NOT_BRACKETS)
+    depth = 0
+    for start in range(0, len(brackets), _BLOCK):
+        block = brackets[start : start + _BLOCK]
+        opened = block.count(b"[") + block.count(b"{")
+        if depth + opened > DEPTH_MAX and max(accumulate(map(_STEPS.__getitem__, block), initial=depth)) > DEPTH_MAX:
+            return True
+        depth += 2 * opened - len(block)
+    return False
 
 
 def text_fault(text: str, longest: int, shortest: int = 1) -> str | None:

@@ -16,6 +16,8 @@ import msgspec
 from mollifier.errors import FieldError, InvalidRequestError
 from mollifier.model import MetadataOperation
 
+METADATA_BYTES_MAX = 256 * 1024
+
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -35,6 +37,17 @@ def apply(document: bytes | None, operations: Sequence[MetadataOperation]) -> by
         except RecursionError as error:
             raise InvalidRequestError(FieldError(f"{field}.value", "is nested too deeply")) from error
     return msgspec.json.encode(members)
+
+
+def check_growth(before: bytes | None, after: bytes | None) -> None:
+    """Refuse a change that makes metadata larger than `METADATA_BYTES_MAX`: operations could let it grow for ever.
+
+    Metadata that is over it already may be changed to less. Raises InvalidRequestError, naming `operations`.
+    """
+    size = len(after or b"")
+    if size > METADATA_BYTES_MAX and size > len(before or b""):
+        detail = f"would make the metadata {size} bytes of JSON; at most {METADATA_BYTES_MAX} are kept"
+        raise InvalidRequestError(FieldError("operations", detail))
 
 
 def _apply_one(members: dict[str, msgspec.Raw], operation: MetadataOperation, field: str) -> None:

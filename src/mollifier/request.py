@@ -18,6 +18,7 @@ import msgspec
 from mollifier.durations import parse_duration
 from mollifier.errors import FieldError, InvalidRequestError
 from mollifier.fields import Fields, json_fault, read_body, text_fault
+from mollifier.metadata import METADATA_BYTES_MAX
 from mollifier.model import DEBOUNCE_MAX_DELAY, MAX_TAGS, Debounce, TriggerRequest
 
 TASK_ID_LENGTH_MAX = 256
@@ -96,7 +97,7 @@ def read_trigger(
         "payload": payload,
         "payload_type": payload_type,
         "context": item.json("context") if item.has("context") else None,
-        "metadata": _metadata(options),
+        "metadata": _checked_metadata(options),
         "tags": options.texts("tags", TAG_LENGTH_MAX, MAX_TAGS),
         "idempotency_key": key.bound,
         "idempotency_key_shown": key.shown,
@@ -164,6 +165,13 @@ def _payload(item: Fields, options: Fields) -> tuple[bytes, str]:
     document = text.encode()
     json_value(document, form, item, "payload")
     return document, form
+
+
+def _checked_metadata(options: Fields) -> bytes | None:
+    metadata = _metadata(options)
+    if metadata is not None and len(metadata) > METADATA_BYTES_MAX:
+        options.blame("metadata", f"must be at most {METADATA_BYTES_MAX} bytes of JSON, is {len(metadata)}")
+    return metadata
 
 
 def _metadata(options: Fields) -> bytes | None:

@@ -20,6 +20,7 @@ from mollifier.buffer import Buffer
 from mollifier.engine import RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.keys import idempotency_digest
+from mollifier.metadata import check_growth
 from mollifier.model import (
     KEY_FREEING_STATUSES,
     Entry,
@@ -269,7 +270,8 @@ class Runs:
         self, buffer: Buffer, entry: Entry, patch: patches.Patch, unbind: Sequence[str] = ()
     ) -> Entry | Literal["changed", "missing", "stale"]:
         """Append the patch to the entry as it was read; return it with the patch, or why not. Raises what applying it raises."""
-        patches.apply(held.patched(entry), patch)
+        before = held.patched(entry)
+        check_growth(before.snapshot.metadata, patches.apply(before, patch).snapshot.metadata)
         encoded = patches.encode(patch)
         reply = await buffer.patch(entry, encoded, unbind=unbind)
         return msgspec.structs.replace(entry, patches=(*entry.patches, encoded)) if reply == "held" else reply

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mollifier.errors import InvalidRequestError
-from mollifier.metadata import apply
+from mollifier.metadata import METADATA_BYTES_MAX, apply, check_growth
 from mollifier.model import MetadataOperation
 
 
@@ -123,3 +123,18 @@ def test_members_that_no_operation_names_keep_their_bytes(members: dict[str, byt
 
 def _spelled(name: str) -> str:
     return msgspec.json.encode(name).decode()
+
+
+def test_operations_do_not_let_metadata_grow_for_ever() -> None:
+    most = b'{"a":"' + b"x" * (METADATA_BYTES_MAX - 8) + b'"}'
+    check_growth(b"{}", most)
+    check_growth(None, None)
+    with pytest.raises(InvalidRequestError, match=f"operations: .*{METADATA_BYTES_MAX}"):
+        check_growth(most, most + b" ")
+
+
+def test_metadata_that_is_over_the_limit_already_may_become_less() -> None:
+    over = b" " * (METADATA_BYTES_MAX + 100)
+    check_growth(over, over[1:])
+    with pytest.raises(InvalidRequestError):
+        check_growth(over, over + b" ")

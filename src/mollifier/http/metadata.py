@@ -20,7 +20,7 @@ from mollifier.http.render import json_response, value_of
 from mollifier.http.runs import RunId, existing, run_of
 from mollifier.http.schemas import MetadataBody
 from mollifier.http.services import services_of
-from mollifier.metadata import apply
+from mollifier.metadata import METADATA_BYTES_MAX, apply, check_growth
 from mollifier.model import MetadataOperation, Run
 
 OPERATIONS_MAX = 1000
@@ -81,7 +81,7 @@ async def put_metadata(request: Request[Any, Any, Any], runId: RunId) -> Respons
         for field, run_id, operations in plan:
             target = existing(await services.mollifier.runs.get(environment, run_id), run_id)
             with _blaming(field):
-                apply(target.snapshot.metadata, operations)
+                check_growth(target.snapshot.metadata, apply(target.snapshot.metadata, operations))
     for field, run_id, operations in plan:
         with _blaming(field):
             changed = await services.mollifier.runs.change_metadata(environment, run_id, operations)
@@ -110,6 +110,8 @@ def _answer(run: Run) -> Response[MetadataAnswer]:
 def _changes(body: Fields) -> _Changes:
     whole: Sequence[MetadataOperation] = ()
     if body.has("metadata") and body.object("metadata") is not None:
+        if len(body.json("metadata") or b"") > METADATA_BYTES_MAX:
+            body.blame("metadata", f"must be at most {METADATA_BYTES_MAX} bytes of JSON")
         whole = (MetadataOperation(type="update", value=body.json("metadata")),)
     return _Changes(
         own=(*whole, *_operations(body, _OPERATIONS)),

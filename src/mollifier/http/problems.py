@@ -74,6 +74,12 @@ def problem(
     status: HTTPStatus, detail: str, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
 ) -> Response[bytes]:
     """Return the answer that tells of an error."""
+    body = problem_body(status, detail, errors)
+    return Response(body, media_type=MEDIA_TYPE, status_code=status.value, headers=dict(headers or {}))
+
+
+def problem_body(status: HTTPStatus, detail: str, errors: Sequence[FieldError] = ()) -> bytes:
+    """Return what an answer that tells of an error says."""
     body = Problem(
         error=detail,
         errors=[FieldProblem(error.field, error.detail) for error in errors],
@@ -81,9 +87,7 @@ def problem(
         status=status.value,
         detail=detail,
     )
-    return Response(
-        msgspec.json.encode(body), media_type=MEDIA_TYPE, status_code=status.value, headers=dict(headers or {})
-    )
+    return msgspec.json.encode(body)
 
 
 def of_ours(request: Request[Any, Any, Any], error: MollifierError) -> Response[bytes]:

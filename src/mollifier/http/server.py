@@ -15,6 +15,7 @@ import uvloop
 
 from mollifier.errors import SettingsError
 from mollifier.http.app import create_app
+from mollifier.http.protocol import LimitedProtocol
 from mollifier.observability import Observability, configure_logging
 from mollifier.settings import Settings
 
@@ -51,7 +52,7 @@ class ApiServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 ws="none",
-                http="httptools",
+                http=LimitedProtocol,
                 lifespan="on",
                 backlog=BACKLOG,
                 timeout_keep_alive=75,

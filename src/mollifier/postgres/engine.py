@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mollifier.engine import CreateOutcome, Creation, Existing
 from mollifier.errors import ConflictError, EngineUnavailableError, FieldError, InvalidRequestError
 from mollifier.expiry import expiry
-from mollifier.metadata import apply
+from mollifier.metadata import apply, check_growth
 from mollifier.model import (
     FINAL_STATUSES,
     MAX_TAGS,
@@ -220,7 +220,9 @@ class PostgresRunEngine:
             row = await self._read(connection, env_id, run_id, lock=True)
             if row is None:
                 return None
-            return await self._write(connection, env_id, run_id, metadata=apply(row["metadata"], operations))
+            metadata = apply(row["metadata"], operations)
+            check_growth(row["metadata"], metadata)
+            return await self._write(connection, env_id, run_id, metadata=metadata)
 
     async def reschedule_run(self, env_id: str, run_id: str, delay: timedelta | datetime, at: datetime) -> Run | None:
         """Move the due moment; upkeep queues the run when it comes."""

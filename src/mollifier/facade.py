@@ -15,10 +15,11 @@ from mollifier.admission import Admission
 from mollifier.batches import Batches
 from mollifier.buffer import Buffer
 from mollifier.claims import Claims
-from mollifier.drainer import Drainer, Handler
+from mollifier.drainer import Drainer
 from mollifier.engine import RunEngine, TaskCatalog
 from mollifier.flags import FlagResolver
 from mollifier.gate import Gate
+from mollifier.handling import Handler
 from mollifier.keys import Keyspace
 from mollifier.materialise import Materialiser, by_kind
 from mollifier.monitor import audit_handler

@@ -16,9 +16,9 @@ from datetime import datetime
 import msgspec
 
 from mollifier import handover
-from mollifier.drainer import Handler, Outcome
 from mollifier.engine import CreateOutcome, Ending, RunEngine
 from mollifier.errors import EngineUnavailableError, InvalidRequestError, MollifierError, NonRetryableError
+from mollifier.handling import Handler, Outcome
 from mollifier.handover import Handover
 from mollifier.model import Entry, EntryKind, RunError, RunStatus
 from mollifier.telemetry import Telemetry, describe

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mollifier import snapshots
-from mollifier.drainer import Handler, Outcome
 from mollifier.errors import NonRetryableError
+from mollifier.handling import Handler, Outcome
 from mollifier.model import Entry
 from mollifier.telemetry import Telemetry
 

@@ -18,9 +18,10 @@ import msgspec
 from opentelemetry import trace
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from mollifier.backoff import Backoff
 from mollifier.buffer import Buffer
 from mollifier.doctor import Severity, diagnose
-from mollifier.drainer import Backoff, Drainer
+from mollifier.drainer import Drainer
 from mollifier.errors import BufferUnavailableError, SettingsError
 from mollifier.facade import Mollifier
 from mollifier.observability import serving_metrics

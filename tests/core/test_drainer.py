@@ -13,9 +13,11 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from mollifier.backoff import Backoff
 from mollifier.buffer import Buffer, Popped, Ready, Reclaimed
-from mollifier.drainer import Backoff, Drainer, Handler, Outcome
+from mollifier.drainer import Drainer
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, NonRetryableError
+from mollifier.handling import Handler, Outcome
 from mollifier.model import Entry, EntryKind, EntryState
 from mollifier.scripts import Settlement
 from mollifier.server import Server, connect

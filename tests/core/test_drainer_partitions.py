@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from mollifier.buffer import Buffer
-from mollifier.drainer import Drainer, Outcome
+from mollifier.drainer import Drainer
+from mollifier.handling import Outcome
 from mollifier.model import Entry
 from mollifier.telemetry import Telemetry
 from tests.core.support import SETTINGS, hold, until

@@ -12,8 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from mollifier.buffer import Buffer, Ready
-from mollifier.drainer import Drainer, Outcome
+from mollifier.drainer import Drainer
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, NonRetryableError
+from mollifier.handling import Outcome
 from mollifier.model import Entry, EntryKind, EntryState
 from mollifier.server import Command, Reply, Server
 from mollifier.settings import Settings

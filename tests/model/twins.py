@@ -16,7 +16,7 @@ from mollifier.server import Command, Reply, Server
 from mollifier.settings import Settings
 from mollifier.trip import TripEvaluator
 from tests.model.server import ModelServer
-from tests.model.virtual import Edit, VirtualServer, unedited
+from tests.model.virtual import UNUSED, Edit, VirtualServer, unedited
 
 T = TypeVar("T")
 START_US = 1_800_000_000_000_000
@@ -50,6 +50,7 @@ class OnModel(Server):
     """The model's side of the twins: every command is answered at once."""
 
     def __init__(self, model: ModelServer) -> None:
+        super().__init__(UNUSED)
         self._model = model
 
     async def run_many(self, commands: Sequence[Command]) -> list[Reply]:

@@ -8,7 +8,7 @@ from typing import Any
 from redis import Redis
 
 from mollifier.scripts import load
-from mollifier.server import Command, Reply, Server
+from mollifier.server import Command, Reply, Server, connect
 from tests.core.support import SCRIPT_NAMES
 from tests.core.virtual_time import ENDS_MS, NOW_US, SHIM
 
@@ -41,6 +41,9 @@ return found
 """
 _OWN = {"time": _TIME, "turn": _TURN, "dump": _DUMP}
 
+UNUSED = connect("unix:///unused")
+"""A client that a server has to be given, and that nothing is asked of."""
+
 Edit = Callable[[str, str], str]
 """Takes a script's name and its source, and returns the source to run."""
 
@@ -53,6 +56,7 @@ class VirtualServer(Server):
     """Runs every script under the shim, on a client that blocks: nothing else has to go on meanwhile. Call `prepare` first."""
 
     def __init__(self, client: Redis, edit: Edit = unedited) -> None:
+        super().__init__(UNUSED)
         self._client: Any = client
         self._sha: dict[str, str] = {}
         for name in SCRIPT_NAMES:

@@ -211,6 +211,7 @@ def _held(snapshot: Snapshot, claim: Claim | None) -> Acceptance:
     return msgspec.structs.replace(
         _entry(snapshot, EntryKind.HELD),
         created_us=as_us(snapshot.created_at),
+        parent_run_id=snapshot.parent_run_id,
         bindings=[binding for _, binding in bindings(snapshot)],
         token=claim.proof if claim else "",
     )

@@ -111,6 +111,10 @@ class RunEngine(Protocol):
         """Return those of the runs that this environment has, by id, without their children's ids; one round trip."""
         ...
 
+    async def get_children(self, env_id: str, run_id: str, limit: int) -> Sequence[str]:
+        """Return the ids of the runs that this one triggered, oldest first, whether or not it exists here itself; one round trip."""
+        ...
+
     async def get_progress(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
         """Return how far those of the runs are that this environment has, by id; one round trip that carries no payloads."""
         ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Literal, TypeGuard, TypeVar
 
@@ -17,6 +18,7 @@ import msgspec
 
 from mollifier import handover, held, listing, patches
 from mollifier.buffer import Buffer
+from mollifier.cursors import as_us
 from mollifier.engine import RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.keys import idempotency_digest
@@ -94,6 +96,25 @@ class Runs:
         if missing and outage is not None:
             raise outage
         return found
+
+    async def children(self, environment: Environment, run: Run, limit: int) -> Sequence[Run]:
+        """Return the runs that this one triggered, wherever they are, oldest first; at most `limit`, and without their own children."""
+        run_ids = dict.fromkeys(run.children[:limit])
+        if (buffer := self._holding()) is not None:
+            from_us = as_us(run.snapshot.created_at)
+            # What is held is looked at first: a child that moves in between is then in the engine. With the buffer away, its own are missed.
+            held_ids: Sequence[str] = ()
+            with suppress(BufferUnavailableError):
+                held_ids = await buffer.held_children(
+                    environment.org_id, environment.id, run.id, from_us=from_us, limit=limit
+                )
+            if held_ids or self._settings().divert:
+                with suppress(EngineUnavailableError):
+                    # A run that is held itself may have children that passed the gate.
+                    run_ids.update(dict.fromkeys(await self._engine.get_children(environment.id, run.id, limit)))
+                run_ids.update(dict.fromkeys(held_ids))
+        found = await self.get_many(environment, tuple(run_ids))
+        return sorted(found.values(), key=lambda child: (child.snapshot.created_at, child.id))[:limit]
 
     async def list(self, environment: Environment, query: RunFilter) -> RunPage:
         """Return one page of the environment's runs, held ones included, newest first; without what the runs carry (see `RunPage`)."""

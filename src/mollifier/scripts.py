@@ -146,11 +146,12 @@ def accept(
     token: str,
     digests: str,
     wake: str,
+    parent: str,
     expires_ms: Sequence[int],
 ) -> Call[AcceptReply]:
     """Store one entry; see `lua/accept.lua`."""
     keys = (entry, queue, envs, orgs, seq, held, failed, owners, usage, *binding)
-    args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, *expires_ms)
+    args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, parent, *expires_ms)
     return Call(load("accept"), keys, args, _accepted)
 
 

@@ -63,15 +63,24 @@ class House:
         return (await self.trigger_all(environment, **options))[0]
 
     async def trigger_all(self, environment: Environment = ENVIRONMENT, **options: object) -> tuple[str, bool]:
-        request = TriggerRequest(task_id="echo", **{"payload": b'{"n":1}', **options})  # pyright: ignore[reportArgumentType] - one test's options
-        triggered = await self.mollifier.triggers.trigger(environment, request)
+        triggered = await self.mollifier.triggers.trigger(environment, self.request(**options))
         return triggered.result.run_id, triggered.result.is_cached
+
+    def request(self, **options: object) -> TriggerRequest:
+        return TriggerRequest(task_id="echo", **{"payload": b'{"n":1}', **options})  # pyright: ignore[reportArgumentType] - one test's options
 
     async def trip(self) -> None:
         """Have the environment's triggers held from now on."""
         keys = Keyspace(self.settings.partitions).of(ENVIRONMENT.org_id)
         redis = connect(self.settings.redis_url or "")
         await redis.set(keys.tripped(ENVIRONMENT.id), "1", px=600_000)
+        await redis.aclose()
+
+    async def calm(self) -> None:
+        """Have the environment's triggers pass from now on."""
+        keys = Keyspace(self.settings.partitions).of(ENVIRONMENT.org_id)
+        redis = connect(self.settings.redis_url or "")
+        await redis.delete(keys.tripped(ENVIRONMENT.id))
         await redis.aclose()
 
     async def drain(self) -> None:

@@ -36,6 +36,7 @@ class Storing(Part):
         token: str,
         digests: str,
         wake: str,
+        parent: str,
         expires_ms: Sequence[int],
     ) -> Any:
         """An entry is stored once, whole, under the next number, with all of its keys or none."""
@@ -60,6 +61,8 @@ class Storing(Part):
         store.live(entry, end_ms)
         if digests:
             store.hashes[entry]["bindings"] = digests.encode()
+        if parent:
+            store.hashes[entry]["parent"] = parent.encode()
         for key, expiry_ms in zip(binding, expires_ms, strict=True):
             store.put(key, b"run:" + run_id.encode(), expiry_ms)
         if kind == "held":

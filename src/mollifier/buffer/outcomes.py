@@ -62,6 +62,7 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes
     kind: EntryKind = EntryKind.AUDIT
     created_us: int = 0
+    parent_run_id: str | None = None
     bindings: Sequence[Binding] = ()
     token: str = ""
 

@@ -144,6 +144,7 @@ class Storing(Part):
             token=entry.token,
             digests=",".join(binding.digest for binding in entry.bindings),
             wake=WAKE,
+            parent=entry.parent_run_id or "",
             expires_ms=[binding.expires_ms for binding in entry.bindings],
         )
 

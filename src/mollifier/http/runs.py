@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.params import Parameter
 
-from mollifier.errors import NotFoundError
+from mollifier.errors import EngineUnavailableError, NotFoundError
 from mollifier.fields import Fields
 from mollifier.http.auth import environment_of
 from mollifier.http.bodies import nothing, parsed
@@ -32,7 +33,6 @@ from mollifier.model import FINAL_STATUSES, MAX_TAGS, Environment, Run
 from mollifier.request import TAG_LENGTH_MAX
 
 CHILDREN_SHOWN_MAX = 100
-_READS_AT_ONCE = 8
 
 RunId = Annotated[str, Parameter(description="The run's id")]
 
@@ -173,17 +173,15 @@ async def run_of(services: Services, environment: Environment, segment: str) -> 
 
 async def _details(services: Services, environment: Environment, run: Run) -> RunDetails:
     snapshot = run.snapshot
-    wanted = [snapshot.root_run_id, snapshot.parent_run_id, *run.children[:CHILDREN_SHOWN_MAX]]
-    turns = asyncio.Semaphore(_READS_AT_ONCE)
-
-    async def relative(run_id: str | None) -> Run | None:
-        if run_id is None:
-            return None
-        async with turns:
-            return await services.mollifier.runs.get(environment, run_id)
-
-    root, parent, *children = await asyncio.gather(*(relative(run_id) for run_id in wanted))
-    return run_details(run, root, parent, [child for child in children if child is not None])
+    runs = services.mollifier.runs
+    children = await runs.children(environment, run, CHILDREN_SHOWN_MAX)
+    ancestors = [run_id for run_id in (snapshot.root_run_id, snapshot.parent_run_id) if run_id is not None]
+    found: Mapping[str, Run] = {}
+    with suppress(EngineUnavailableError):
+        # A held run is read through an outage of the database, if need be without those of its family that are there.
+        found = await runs.get_many(environment, tuple(dict.fromkeys(ancestors)))
+    root, parent = (found.get(run_id or "") for run_id in (snapshot.root_run_id, snapshot.parent_run_id))
+    return run_details(run, root, parent, children)
 
 
 def _tags(body: Fields) -> tuple[str, ...]:

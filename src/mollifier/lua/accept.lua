@@ -25,7 +25,8 @@
 --       8 token       what claimed the bindings, or ''
 --       9 digests     the names of the bindings, as settling needs them
 --       10 wake       the channel on which drainers listen for work
---       11... expires_ms  when each binding ends
+--       11 parent     the run that triggered this one, or ''
+--       12... expires_ms  when each binding ends
 -- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', 0}
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} end
 local claim = 'claim:' .. ARGV[8]
@@ -43,8 +44,9 @@ redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'kind', ARGV[4], 'env', ARGV[2], 
   'seq', sequence, 'accepted_ms', string.format('%.0f', accepted_ms), 'payload', ARGV[5])
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'bindings', ARGV[9]) end
+if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'parent', ARGV[11]) end
 for i = 10, #KEYS do
-  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 1])
+  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 2])
 end
 if ARGV[4] == 'held' then
   -- An entry of this run that vanished is a dead letter no more.

@@ -49,6 +49,11 @@ _READ_PROGRESS = text(
     WHERE id = ANY (CAST(:run_ids AS text[])) AND environment_id = :env_id
     """
 )
+_READ_CHILDREN = text(
+    """
+    SELECT id FROM runs WHERE parent_run_id = :run_id AND environment_id = :env_id ORDER BY created_at, id LIMIT :number
+    """
+)
 _READ_LOCKED = text(f"{_READ.text} FOR UPDATE")
 _RESET = text(
     """
@@ -156,6 +161,12 @@ class PostgresRunEngine:
         async with self._database.statement() as connection:
             found = (await connection.execute(_READ_MANY, parameters)).mappings().all()
         return {row["id"]: run_of(row, self._clock()) for row in found}
+
+    async def get_children(self, env_id: str, run_id: str, limit: int) -> Sequence[str]:
+        """Read the ids, in one round trip."""
+        async with self._database.statement() as connection:
+            found = await connection.execute(_READ_CHILDREN, {"run_id": run_id, "env_id": env_id, "number": limit})
+        return found.scalars().all()
 
     async def get_progress(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
         """Read how far the runs are, in one round trip."""

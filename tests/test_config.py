@@ -38,6 +38,7 @@ def test_every_setting_is_read_from_its_variable(field: str) -> None:
         "body_limit_bytes": ("2048", 2048),
         "lease_ms": ("200", 200),
         "worker_metrics_port": ("9100", 9100),
+        "request_limit": ("600", 600),
     }
     text, value = special.get(field) or samples[type(getattr(Settings(), field))]
     assert getattr(load(**{field.upper(): text}), field) == value

@@ -36,6 +36,8 @@ HELP: Mapping[str, str] = {
     "admin_token": "bearer token of the admin API; without one that API is closed",
     "tasks": "modules whose functions a worker runs as tasks, separated by commas",
     "body_limit_bytes": "largest request body the API takes",
+    "request_limit": "requests of one API key that are let through in a window, by all replicas together; unset, any number",
+    "request_limit_window_s": "length of that window in seconds",
     "worker_metrics_port": "port on which a worker serves its metrics to Prometheus, on every IPv4 address of its machine; unset, it does not",
     "enabled": "the kill switch: off, neither gate nor buffer is touched",
     "drainer_enabled": "whether workers drain the buffer; unset, it follows ENABLED",

@@ -23,6 +23,7 @@ from mollifier.handling import Handler
 from mollifier.keys import Keyspace
 from mollifier.materialise import Materialiser, by_kind
 from mollifier.monitor import audit_handler
+from mollifier.rate_limit import RateLimiter
 from mollifier.runs import Runs
 from mollifier.scripts import Scripts
 from mollifier.server import Server, connect
@@ -63,6 +64,11 @@ class Mollifier:
             _warn_without_server()
         self.buffer = Buffer(server, self.settings) if server else None
         evaluator = TripEvaluator(Scripts(server), Keyspace(current.partitions), self.settings) if server else None
+        self.rate_limiter = (
+            RateLimiter(Scripts(server), Keyspace(current.partitions), self.settings, self.telemetry)
+            if server
+            else None
+        )
         self.gate = Gate(
             enabled=lambda: self.settings().enabled,
             shadow_mode=lambda: self.settings().shadow_mode,

@@ -21,6 +21,7 @@ no two names alias, whatever the ids contain; customers' text (task ids, idempot
 | `mollifier:{p07}:idempotency:D` | string   | who a caller's key (by digest) belongs to | a claim, its deadline; a binding, its TTL |
 | `mollifier:{p07}:rate:E`      | hash       | triggers of E per time bucket             | one window after the last trigger        |
 | `mollifier:{p07}:tripped:E`   | string     | exists while E is held                    | `hold_ms` after the last overage         |
+| `mollifier:{p07}:requests:K`  | hash       | requests of API key K per time bucket     | one window after the last request        |
 
 A key that names only audit copies expires with the last of them; one that names a held entry does not expire while it does.
 """
@@ -107,6 +108,10 @@ class PartitionKeys(msgspec.Struct, frozen=True):
     def tripped(self, env_id: str) -> str:
         """The trip evaluator's hold."""
         return self._key(f"tripped:{env_id}")
+
+    def requests(self, key_id: str) -> str:
+        """The rate limiter's counts."""
+        return self._key(f"requests:{key_id}")
 
 
 class Keyspace:

@@ -124,6 +124,16 @@ def trip(
     return Call(load("trip"), (rate, tripped), (bucket_us, buckets, threshold, hold_ms, number), verdicts)
 
 
+def limit(*, requests: str, bucket_us: int, buckets: int, limit: int) -> Call[tuple[bool, int, int]]:
+    """Count one request of an API key unless its limit is reached; see `lua/limit.lua`."""
+
+    def answer(reply: Any) -> tuple[bool, int, int]:
+        allowed, remaining, reset_ms = (int(number) for number in reply)
+        return bool(allowed), remaining, reset_ms
+
+    return Call(load("limit"), (requests,), (bucket_us, buckets, limit), answer)
+
+
 def accept(
     *,
     entry: str,

@@ -31,6 +31,8 @@ _RANGES: dict[str, tuple[int, int]] = {
     "drain_max_orgs_per_tick": (1, 100_000),
     "drain_shutdown_timeout_ms": (0, 3_600_000),
     "drain_poll_interval_ms": (1, 60_000),
+    "request_limit": (1, 1_000_000_000),
+    "request_limit_window_s": (1, 86_400),
     "worker_metrics_port": (1, 65_535),
     "ack_grace_ttl_s": (1, 86_400),
     "entry_ttl_s": (1, 30 * 86_400),
@@ -64,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_token: str | None = None
     tasks: tuple[str, ...] = ()
     body_limit_bytes: int = 3 * 1024 * 1024
+    request_limit: int | None = None
+    request_limit_window_s: int = 60
     worker_metrics_port: int | None = None
 
     # Rollout

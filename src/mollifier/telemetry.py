@@ -60,7 +60,7 @@ class Telemetry:
         self._decisions.add(1, labels)
 
     def failed_open(self, part: str, error: BaseException) -> None:
-        """Count and log a failure that the trigger path survived; `part` is settings, flag, evaluator, buffer or confirmation."""
+        """Count and log a failure that the trigger path survived; `part` is settings, flag, evaluator, buffer, claim, confirmation, engine or limit."""
         self._failures.add(1, {"part": part})
         self._repeated.tell("mollifier.failed_open", part, part=part, error=describe(error))
 

@@ -21,6 +21,7 @@ NAMED = [
     PartitionKeys.idempotency,
     PartitionKeys.rate,
     PartitionKeys.tripped,
+    PartitionKeys.requests,
 ]
 EXAMPLES = ["a", "b", "a:b", "b:a", ":", "", "{a}", "{p01}", "}", "queue:a", "é", "e\u0301"]
 

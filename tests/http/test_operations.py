@@ -93,7 +93,7 @@ async def test_the_openapi_document_describes_bodies_and_errors(api: Api) -> Non
     document = (await api.client.get("/schema/openapi.json")).json()
     trigger = document["paths"]["/api/v1/tasks/{taskId}/trigger"]["post"]
     assert trigger["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/TriggerBody")
-    assert set(trigger["responses"]) == {"200", "400", "401", "404", "413", "415", "422", "503"}
+    assert set(trigger["responses"]) == {"200", "400", "401", "404", "413", "415", "422", "429", "503"}
     options = document["components"]["schemas"]["TriggerOptions"]["properties"]
     assert {"idempotencyKeyTTL", "tags", "delay", "concurrencyKey"} <= set(options)
     named = set(re.findall(r'"#/components/schemas/(\w+)"', (await api.client.get("/schema/openapi.json")).text))

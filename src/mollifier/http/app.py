@@ -16,6 +16,7 @@ from mollifier.http import batches, keys, metadata, operations, problems, replay
 from mollifier.http.admin import admin_api
 from mollifier.http.docs import docs
 from mollifier.http.openapi import openapi_config
+from mollifier.http.rate_limit import telling_quota
 from mollifier.http.raw_path import encoded_path
 from mollifier.http.services import OnFatal, running
 from mollifier.http.tracing import AsgiSend, RequestRecorder
@@ -54,6 +55,7 @@ class Api(Litestar):
     """Records every request, routes on the path as it was sent, and answers HEAD as GET; the server leaves its body out."""
 
     recorder: RequestRecorder
+    tells_quota: bool
 
     async def __call__(
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
@@ -67,6 +69,8 @@ class Api(Litestar):
         request["path"] = encoded_path(request)
         if request["method"] == "HEAD":
             request["method"] = "GET"
+        if self.tells_quota:
+            send = cast("Send", telling_quota(request, cast("AsgiSend", send)))
         await self.recorder.record(request, cast("AsgiSend", send), lambda send: call(request, receive, send))
 
 
@@ -110,6 +114,7 @@ def create_app(
         openapi_config=openapi_config(),
     )
     api.recorder = RequestRecorder(observed)
+    api.tells_quota = settings.request_limit is not None
     return api
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from litestar import Request
 
 from mollifier.http.problems import RefusedError
+from mollifier.http.rate_limit import spend
 from mollifier.http.services import services_of
 from mollifier.model import Environment
 from mollifier.settings import variable
@@ -18,16 +19,18 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="mollifier"'}
 
 
 async def environment_of(request: Request[Any, Any, Any]) -> Environment:
-    """Return the environment that the request's API key belongs to. Raises RefusedError (401)."""
+    """Return the environment that the request's API key belongs to. Raises RefusedError: 401, or 429 over the key's limit."""
     key = _bearer(request)
     if key is None:
         detail = "No API key: send it as `Authorization: Bearer <environment API key>`."
         raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE, field="authorization")
-    environment = await services_of(request).authenticator.authenticate(key)
-    if environment is None:
+    identity = await services_of(request).authenticator.identify(key)
+    if identity is None:
         detail = "This API key is unknown or revoked; an administrator can make another one."
         raise RefusedError(HTTPStatus.UNAUTHORIZED, detail, _CHALLENGE, field="authorization")
-    return environment
+    if services_of(request).settings.request_limit is not None:
+        await spend(request, identity.environment.org_id, identity.key_id)
+    return identity.environment
 
 
 def require_admin(request: Request[Any, Any, Any]) -> None:

@@ -47,7 +47,7 @@ _TAGS = {
 }
 _ANY_BODY = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
 _WITH_KEY = {
-    "environmentKey": (HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE),
+    "environmentKey": (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE),
     "adminToken": (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE),
 }
 _MEANINGS = {
@@ -59,6 +59,7 @@ _MEANINGS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is over the limit",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not JSON",
     HTTPStatus.UNPROCESSABLE_ENTITY: "The request is invalid; `errors` names the fields",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many came; try again after `Retry-After` seconds",
     HTTPStatus.SERVICE_UNAVAILABLE: "A store cannot be reached; try again after `Retry-After` seconds",
 }
 

@@ -62,6 +62,9 @@ async def running(settings: Settings, observability: Observability, on_fatal: On
     """
     if settings.database_url is None:
         raise SettingsError(variable("database_url"), "is required: name the Postgres that records runs")
+    if settings.request_limit is not None and settings.redis_url is None:
+        detail = f"is set, but there is no server to count requests on: set {variable('redis_url')}"
+        raise SettingsError(variable("request_limit"), detail)
     database = Database(settings.database_url)
     flags = GlobalFlags(database)
     engine = PostgresRunEngine(database)

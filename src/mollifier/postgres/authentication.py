@@ -58,6 +58,13 @@ _QUERY = (
 )
 
 
+class Identity(NamedTuple):
+    """Which of an environment's keys it is; `key_id` is not the key."""
+
+    environment: Environment
+    key_id: str
+
+
 class _Answer(NamedTuple):
     environment: Environment | None
     key_id: str
@@ -86,7 +93,12 @@ class Authenticator:
         self._used: set[str] = set()
 
     async def authenticate(self, api_key: str) -> Environment | None:
-        """Return the key's environment, or None for a key that is unknown, revoked or expired.
+        """Return the key's environment; see `identify`."""
+        identity = await self.identify(api_key)
+        return None if identity is None else identity.environment
+
+    async def identify(self, api_key: str) -> Identity | None:
+        """Return whose key it is, or None for a key that is unknown, revoked or expired.
 
         Raises EngineUnavailableError when the database cannot be reached and never answered for this key.
         """
@@ -99,9 +111,10 @@ class Authenticator:
             if answer is None or not self._serves_meanwhile(answer):
                 # One caller's going away must not fail the others.
                 answer = await asyncio.shield(asking)
-        if answer.environment is not None:
-            self._used.add(answer.key_id)
-        return answer.environment
+        if answer.environment is None:
+            return None
+        self._used.add(answer.key_id)
+        return Identity(answer.environment, answer.key_id)
 
     def forget(self) -> None:
         """Ask the database anew for every key: call it when this process has changed keys or flags."""

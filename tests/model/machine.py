@@ -312,6 +312,12 @@ class BufferMachine(RuleBasedStateMachine):
         inputs = [GateInputs(org_id=ready.org_id, env_id=ready.env_id)] * number
         self.twins.evaluate(inputs)
 
+    @operation(number=st.integers(1, 3), ready=any_environment)
+    def count_requests(self, number: int, ready: Ready) -> None:
+        requests = self.twins.keyspace.of(ready.org_id).requests(ready.env_id)
+        for _ in range(number):
+            self.twins.call(scripts.limit(requests=requests, bucket_us=2_000, buckets=21, limit=3))
+
     @operation(2, duration_us=st.sampled_from([1, 999, 1_000, 2_000, 11_000, 21_000, 51_000, 101_000, 1_001_000]))
     def pass_time(self, duration_us: int) -> None:
         self.twins.turn(self.twins.now_us + duration_us)

@@ -20,6 +20,7 @@ class ScriptModel(Storing, Taking, Settling):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._arrivals_us: dict[str, list[int]] = {}
+        self._requests_us: dict[str, list[int]] = {}
 
     def trip(
         self, *, rate: str, tripped: str, bucket_us: int, buckets: int, threshold: int, hold_ms: int, number: int
@@ -32,3 +33,15 @@ class ScriptModel(Storing, Taking, Settling):
         if len(arrivals) + number > threshold:
             self.store.put(tripped, b"1", self.store.now_ms + hold_ms)
         return [was_held, len(arrivals)]
+
+    def limit(self, *, requests: str, bucket_us: int, buckets: int, limit: int) -> Any:
+        """A request is let through, and counted, unless as many as the limit are in the buckets that count."""
+        now = self.store.now_us // bucket_us
+        counted = [moment for moment in self._requests_us.get(requests, []) if abs(now - moment // bucket_us) < buckets]
+        is_allowed = len(counted) < limit
+        if is_allowed:
+            counted.append(self.store.now_us)
+        self._requests_us[requests] = counted
+        oldest = min((moment // bucket_us for moment in counted), default=now)
+        reset_us = (oldest + buckets) * bucket_us - self.store.now_us
+        return [int(is_allowed), max(limit - len(counted), 0), -(-reset_us // 1000)]

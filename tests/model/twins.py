@@ -175,8 +175,8 @@ def comparable(value: Any) -> Any:
 
 
 def _compared(state: Mapping[str, KeyState]) -> Mapping[str, KeyState]:
-    # The evaluator's counts are compared by its verdicts; how it cuts its buckets is its own business.
-    return {key: held for key, held in state.items() if ":rate:" not in key}
+    # The evaluator's and the limiter's counts are compared by their verdicts; how they cut their buckets is their own business.
+    return {key: held for key, held in state.items() if ":rate:" not in key and ":requests:" not in key}
 
 
 def _outcome(operation: Coroutine[Any, Any, T]) -> T | MollifierError:

@@ -124,7 +124,7 @@ async def test_queued_runs_are_executed_and_leave_no_job(
         await engine.create_runs(snaps[15:])
         await until(are_done)
 
-    runs = (await engine.list_runs(ENV, done)).runs
+    runs = (await engine.get_runs(ENV, [snap.run_id for snap in snaps])).values()
     assert {run.id: run.output for run in runs} == {snap.run_id: snap.payload for snap in snaps}
     assert {run.attempt_count for run in runs} == {1}
     assert await jobs(database) == []

@@ -339,6 +339,12 @@ def test_a_payload_that_is_not_in_its_format_is_refused(form: str, payload: Any)
     assert list(errors_of(json.dumps({"payload": payload, "options": {"payloadType": form}}).encode())) == ["payload"]
 
 
+def test_a_payload_with_half_of_a_surrogate_pair_is_told_so() -> None:
+    text = '{"json":"\\ud800"}'
+    body = json.dumps({"payload": text, "options": {"payloadType": "application/super+json"}}).encode()
+    assert errors_of(body)["payload"].endswith("holds half of a surrogate pair, which is no character")
+
+
 def test_no_payload_at_all_is_an_empty_one() -> None:
     assert parse().payload == b""
     assert parse({"payloadType": "application/json"}).payload == b""

@@ -29,6 +29,8 @@ DEPTH_MAX = 512
 
 UNSTORABLE = "must not contain NUL characters or half of a surrogate pair"
 
+HALF_A_PAIR = "holds half of a surrogate pair, which is no character"
+
 TOO_DEEP = f"is nested deeper than {DEPTH_MAX} levels"
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -280,7 +282,7 @@ def read_body(body: bytes, read: Callable[[Fields], T]) -> T:
         if whole != body:
             with suppress(msgspec.DecodeError, RecursionError):
                 _read(whole, read)
-            raise MalformedBodyError("is not JSON: holds half of a surrogate pair, which is no character") from error
+            raise MalformedBodyError(f"is not JSON: {HALF_A_PAIR}") from error
         raise MalformedBodyError(f"is not JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
     except UnicodeDecodeError as error:
         raise MalformedBodyError(f"is not UTF-8: {error.reason} at byte {error.start}") from error
@@ -296,7 +298,7 @@ def json_fault(text: bytes) -> str | None:
         text.decode()
         _any.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return str(error).removeprefix("JSON is malformed: ")
+        return HALF_A_PAIR if _without_halves(text) != text else str(error).removeprefix("JSON is malformed: ")
     except RecursionError:
         return TOO_DEEP
     return None

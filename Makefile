@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test test-sdk check fuzz model bench clean lock anew
+.PHONY: help demo dev test test-sdk check audit fuzz model bench clean lock anew
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -33,11 +33,14 @@ test: $(STAMP) ## run the tests, with a few seconds of fuzzing
 test-sdk: $(STAMP) ## run the official SDK from npm against a Mollifier in divert mode; needs Node.js
 	@$(BIN)/pytest -m sdk -v -rs -s $(ARGS) tests/sdk
 
-check: $(STAMP) ## lint, formatting, types, import layers
+check: $(STAMP) audit ## lint, formatting, types, import layers, known vulnerabilities of what is installed
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports --no-logo
+
+audit: $(STAMP) ## ask which pinned packages have known vulnerabilities; one that nobody can tell of is named, and no failure
+	@$(BIN)/python scripts/audit.py
 
 fuzz: $(STAMP) ## fuzz for MOLLIFIER_FUZZ_SECONDS (300), from MOLLIFIER_FUZZ_SEED if given
 	@MOLLIFIER_FUZZ_SECONDS="$${MOLLIFIER_FUZZ_SECONDS:-300}" $(BIN)/pytest -m fuzz --timeout 0 $(ARGS)

@@ -1,4 +1,4 @@
-"""Random requests made from the OpenAPI document: whatever comes in, each answer is one that the document declares."""
+"""Random requests made from the served OpenAPI document: whatever comes in, each answer is one that the document declares."""
 
 import asyncio
 import os
@@ -13,9 +13,10 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis.specs.openapi.checks import (
+    positive_data_acceptance,  # pyright: ignore[reportUnknownVariableType] - the library types it in part
+)
 
-from mollifier.http.app import create_app
-from mollifier.http.openapi import complete
 from mollifier.http.server import ApiServer
 from mollifier.model import Tenant
 from mollifier.postgres.catalog import record_tasks
@@ -34,6 +35,9 @@ ROUND = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 
+
+# Every check holds but this one: what makes a request a 422 is more than a schema can say, as a parent that does not exist.
+NOT_CHECKED: list[Any] = [positive_data_acceptance]
 
 # A stream of one line is the JSON of that line.
 schemathesis.serializer.alias("application/x-ndjson", "application/json")
@@ -60,10 +64,9 @@ def served(database_url: str) -> Iterator[tuple[str, Tenant]]:
 
 
 @pytest.mark.fuzz
-def test_every_answer_to_a_random_request_is_a_documented_one(served: tuple[str, Tenant]) -> None:
+def test_every_answer_to_a_random_request_stands_every_check(served: tuple[str, Tenant]) -> None:
     url, tenant = served
-    app = create_app(Settings(database_url="postgresql://h/d"))
-    schema: Any = schemathesis.openapi.from_dict(complete(app.openapi_schema.to_schema()))
+    schema: Any = schemathesis.openapi.from_url(f"{url}/schema/openapi.json")
     operations: list[Any] = [found.ok() for found in schema.get_all_operations()]
     existing = {"taskId": TASK, "id": tenant.org_id, "batchId": announced(url, tenant)}
     end = time.monotonic() + SECONDS
@@ -82,7 +85,6 @@ def announced(url: str, tenant: Tenant) -> str:
 
 def one_round(operation: Any, url: str, tenant: Tenant, existing: Mapping[str, str], seed_of_round: int) -> None:
     key = ADMIN_TOKEN if operation.path.startswith("/admin") else tenant.api_key
-    documented = {int(status) for status in operation.definition.raw["responses"]}
 
     @seed(seed_of_round)
     @ROUND
@@ -92,7 +94,6 @@ def one_round(operation: Any, url: str, tenant: Tenant, existing: Mapping[str, s
         for name, value in existing.items():
             if name in (case.path_parameters or {}) and crc32(repr(case.body).encode()) % 2:
                 case.path_parameters[name] = value
-        answer = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"})
-        assert answer.status_code in documented, f"{answer.status_code}: {answer.content[:500]} (seed {seed_of_round})"
+        case.call_and_validate(base_url=url, headers={"Authorization": f"Bearer {key}"}, excluded_checks=NOT_CHECKED)
 
     check()

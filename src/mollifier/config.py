@@ -56,7 +56,7 @@ HELP: Mapping[str, str] = {
     "accept_confirm": "what a held trigger waits for before it is answered: none, aof (on disk) or replicas:N; unconfirmed, it is created directly",
     "accept_confirm_timeout_ms": "milliseconds such a confirmation may take; from a server that syncs every second it takes up to 1,600",
     "drain_concurrency": "entries one worker handles at a time",
-    "drain_batch_size": "entries of one environment taken in one tick",
+    "drain_batch_size": "entries of one environment taken in one tick; at most half of the concurrency",
     "drain_max_attempts": "attempts after which an entry is given up",
     "drain_max_reclaims": "how often an entry comes back after its drainer died, before it is given up",
     "drain_max_orgs_per_tick": "organizations served in one tick",

@@ -153,14 +153,16 @@ class Drainer:
     async def _tick(self) -> bool:
         """Serve one turn of the rotation; return whether there was anything to serve."""
         settings = self._settings()
+        # Looked up while what was taken before is still handled: what is out of date by then costs this turn nothing but a look.
+        ready = await self._ready()
         capacity = await self._free_capacity(settings.drain_concurrency)
         if self._stopping.is_set():
             return False
-        ready = await self._ready()
         shares = self._rotation.plan(
             ready,
             capacity=capacity,
-            batch_size=settings.drain_batch_size,
+            # Half at most: while one batch is being created, the next is on its way, however few environments there are.
+            batch_size=min(settings.drain_batch_size, -(-settings.drain_concurrency // 2)),
             max_orgs=settings.drain_max_orgs_per_tick,
         )
         popped = await self._buffer.pop_many(shares)

@@ -50,13 +50,17 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
 
 
 class PoppedFields(msgspec.Struct, frozen=True):
-    """What a pop took: entries as hashes, runs whose entry does not read as one, references dropped, held runs that vanished."""
+    """What a pop took: entries as hashes, runs whose entry does not read as one, references dropped, held runs that vanished.
+
+    `following` are the oldest that it left.
+    """
 
     now_ms: int
     taken: tuple[tuple[str, Mapping[bytes, bytes]], ...]
     malformed: tuple[str, ...]
     dropped: int
     evicted: tuple[str, ...]
+    following: tuple[str, ...]
 
 
 @cache
@@ -326,13 +330,14 @@ def _texts(reply: Any) -> tuple[str, ...]:
 
 
 def _popped(reply: Any) -> PoppedFields:
-    now_ms, taken, malformed, dropped, evicted = reply
+    now_ms, taken, malformed, dropped, evicted, following = reply
     return PoppedFields(
         now_ms=int(now_ms),
         taken=tuple((run_id.decode(), as_fields(fields)) for run_id, *fields in taken),
         malformed=_texts(malformed),
         dropped=int(dropped),
         evicted=_texts(evicted),
+        following=_texts(following),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,8 @@ from mollifier.buffer import Acceptance, Buffer, Popped, Ready
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry, EntryKind, EntryState
-from tests.core.support import ENV, ORG, drain_ids, execute, hold, lifetime_ms, state_of, take
+from mollifier.server import Command, Reply, Server
+from tests.core.support import ENV, ORG, SETTINGS, drain_ids, execute, hold, lifetime_ms, state_of, take
 
 HERE = Ready(ORG, ENV)
 
@@ -297,3 +298,66 @@ async def test_an_entry_that_does_not_parse_is_reported_to_its_reader(
     assert isinstance(broken, MalformedEntryError)
     assert isinstance(sound, Entry)
     assert gone is None
+
+
+class CountingServer(Server):
+    """Counts its round trips."""
+
+    round_trips = 0
+
+    async def run_many(self, commands: Sequence[Command]) -> list[Reply]:
+        self.round_trips += bool(commands)
+        return await super().run_many(commands)
+
+
+@pytest.fixture
+async def counting(redis_client: Redis, buffer: Buffer) -> CountingServer:
+    server = CountingServer(redis_client)
+    # Scripts that the server does not know yet would cost a round trip more.
+    await hold(buffer, "warm")
+    assert await drain_ids(buffer) == ["warm"]
+    return server
+
+
+async def test_a_pop_that_follows_a_pop_is_one_round_trip(buffer: Buffer, counting: CountingServer) -> None:
+    await hold(buffer, *"abcde")
+    drainer = Buffer(counting, lambda: SETTINGS)
+    trips: list[int] = []
+    for taken in (["a", "b"], ["c", "d"], ["e"]):
+        before = counting.round_trips
+        assert ids(await pop_some(drainer, 2)) == taken
+        trips.append(counting.round_trips - before)
+    assert trips == [2, 1, 1]
+
+
+async def test_a_pop_takes_the_oldest_though_others_took_what_the_last_one_told(
+    buffer: Buffer, counting: CountingServer
+) -> None:
+    await hold(buffer, *"abcdef")
+    drainer = Buffer(counting, lambda: SETTINGS)
+    assert ids(await pop_some(drainer, 2)) == ["a", "b"]
+    assert ids(await pop_some(buffer, 2)) == ["c", "d"]
+    before = counting.round_trips
+    assert ids(await pop_some(drainer, 2)) == ["e", "f"]
+    assert counting.round_trips - before == 2
+    assert ids(await pop_some(drainer, 2)) == []
+
+
+async def test_what_has_waited_long_enough_comes_before_what_the_last_pop_told(buffer: Buffer) -> None:
+    await hold(buffer, *"abc")
+    assert await buffer.requeue(await take(buffer), not_before_ms=1) == "held"
+    assert await drain_ids(buffer) == ["a", "b", "c"]
+
+
+async def test_where_a_pop_left_something_is_looked_at_in_one_round_trip(
+    buffer: Buffer, counting: CountingServer
+) -> None:
+    await hold(buffer, *"ab")
+    drainer = Buffer(counting, lambda: SETTINGS)
+    assert await drainer.ready([ORG]) == {ORG: (ENV,)}
+    assert ids(await pop_some(drainer, 1)) == ["a"]
+    before = counting.round_trips
+    assert await drainer.ready([ORG]) == {ORG: (ENV,)}
+    assert counting.round_trips - before == 1
+    assert ids(await pop_some(drainer, 1)) == ["b"]
+    assert await drainer.ready([ORG]) == {}

@@ -14,15 +14,8 @@ class Taking(Part):
 
     def peek(self, *, queue: str, waiting: str, limit: int) -> Any:
         """What has waited long enough is back in its place; then the oldest are named."""
-        store = self.store
-        scores = store.sets.get(waiting, {})
-        due = [member for member in store.ordered(waiting) if scores[member] <= store.now_ms][:1000]
-        end_ms = self.end_ms(waiting) if due else None
-        for member in due:
-            number, _, run_id = member.partition(":")
-            store.add(queue, run_id, int(number), end_ms)
-        store.remove(waiting, *due)
-        return [run_id.encode() for run_id in store.ordered(queue)[:limit]]
+        self._bring_back(queue, waiting)
+        return [run_id.encode() for run_id in self.store.ordered(queue)[:limit]]
 
     def pop(
         self,
@@ -52,6 +45,7 @@ class Taking(Part):
         evicted: list[bytes] = []
         records = Records(store, owners, usage)
         dropped = lease = 0
+        self._bring_back(queue, waiting)
         for run in store.ordered(queue)[: len(entry_of)]:
             if run not in entry_of or len(taken) == take:
                 break
@@ -73,7 +67,8 @@ class Taking(Part):
                 store.add(draining, run, store.now_ms + lease_ms, self.end_ms(key))
                 taken.append([run.encode(), *(part for pair in fields.items() for part in (pair[0].encode(), pair[1]))])
         self.refresh_ready(queue, waiting, envs, orgs, env=env_id, org=org_id)
-        return [store.now_ms, taken, malformed, dropped, evicted]
+        following = [run.encode() for run in store.ordered(queue)[:take]]
+        return [store.now_ms, taken, malformed, dropped, evicted, following]
 
     def reclaim(
         self,
@@ -120,3 +115,13 @@ class Taking(Part):
         store.add(queue, run_id, int(fields["seq"]), end_ms)
         self.mark_ready(envs, orgs, env_id, org_id, due_ms=store.now_ms, end_ms=end_ms)
         return b"held"
+
+    def _bring_back(self, queue: str, waiting: str) -> None:
+        store = self.store
+        scores = store.sets.get(waiting, {})
+        due = [member for member in store.ordered(waiting) if scores[member] <= store.now_ms][:1000]
+        end_ms = self.end_ms(waiting) if due else None
+        for member in due:
+            number, _, run_id = member.partition(":")
+            store.add(queue, run_id, int(number), end_ms)
+        store.remove(waiting, *due)

@@ -62,7 +62,6 @@ class Twins:
 
     def __init__(self, client: Redis, edit: Edit = unedited) -> None:
         self._server = VirtualServer(client, edit)
-        self._real = Side(self._server, SETTINGS)
         self.steps = 0
         self.first_difference: int | None = None
         self.begin()
@@ -71,6 +70,8 @@ class Twins:
         """Begin anew: nothing held, no script known."""
         self.now_us = START_US
         self._server.prepare(self.now_us)
+        # A buffer remembers what its last pops told.
+        self._real = Side(self._server, SETTINGS)
         self.model = ModelServer(self.now_us)
         self._modelled = Side(OnModel(self.model), SETTINGS)
 

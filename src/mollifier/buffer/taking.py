@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
@@ -14,12 +14,30 @@ from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.inspection import listed
 from mollifier.keys import WAKE, PartitionKeys
 from mollifier.model import Entry
+from mollifier.server import Server
+from mollifier.settings import Settings
 
 _ORPHANS_PER_POP = 100
+_ENVIRONMENTS_REMEMBERED = 1_000
+
+
+class _Following(NamedTuple):
+    """The oldest runs that a pop left, `limit` of them if there were so many."""
+
+    run_ids: tuple[str, ...]
+    limit: int
 
 
 class Taking(Part):
-    """The part of the buffer that a drainer takes from."""
+    """The part of the buffer that a drainer takes from.
+
+    It remembers of each pop what follows and what time it was: what turns out to be out of date costs a round trip, never an entry.
+    """
+
+    def __init__(self, server: Server, settings: Callable[[], Settings]) -> None:
+        super().__init__(server, settings)
+        self._following: dict[Ready, _Following] = {}
+        self._popped_at_ms: int | None = None
 
     async def listen(self, on_work: Callable[[], None]) -> None:
         """Call `on_work` whenever an environment that had nothing queued has something, until cancelled.
@@ -31,15 +49,23 @@ class Taking(Part):
     async def ready(self, among: Iterable[str] | None = None) -> Mapping[str, tuple[str, ...]]:
         """Return the environments that have something due now, by organization. Three round trips, whatever their number.
 
-        Given organizations, only their partitions are looked at, which is most of the work where few of many have anything due.
+        Given organizations, it is one: only they are looked at, and what is due is what was at the last pop. That is all there is to
+        see where a pop has left something; what has come up since is announced, or seen by the next look at all of them.
         """
         # The server's clock decides what is due: a replica's own, running fast, would take entries before their time.
+        if among is not None and self._popped_at_ms is not None:
+            return await self._due([(self.keyspace.of(org_id), org_id) for org_id in among], self._popped_at_ms)
         now_ms = await self._server.now_ms()
-        partitions = self.keyspace.partitions if among is None else tuple(dict.fromkeys(map(self.keyspace.of, among)))
+        partitions = self.keyspace.partitions
         due = await self._server.run_many([("ZRANGE", keys.orgs, "-inf", now_ms, "BYSCORE") for keys in partitions])
         organizations = [
             (keys, org.decode()) for keys, orgs in zip(partitions, due, strict=True) for org in listed(orgs)
         ]
+        return await self._due(organizations, now_ms)
+
+    async def _due(
+        self, organizations: Sequence[tuple[PartitionKeys, str]], now_ms: int
+    ) -> Mapping[str, tuple[str, ...]]:
         envs = await self._server.run_many(
             [("ZRANGE", keys.envs(org), "-inf", now_ms, "BYSCORE") for keys, org in organizations]
         )
@@ -70,22 +96,45 @@ class Taking(Part):
     async def pop_many(self, shares: Sequence[tuple[Ready, int]]) -> list[Popped | BufferUnavailableError]:
         """Take up to so many entries of each environment, oldest first, under a lease each. Two round trips in all.
 
-        A fault of one environment is its own answer and harms no other. Another drainer at the same queue may leave fewer.
+        It is one where the last pop of each has told what follows, and nobody else has taken that since. A fault of one environment is
+        its own answer and harms no other. Another drainer at the same queue may leave fewer.
         """
-        peeks = [self._peek(ready, limit) for ready, limit in shares]
-        heads = await self._scripts.run_many(peeks)
-        calls = [
-            (index, self._pop(ready, limit, head))
-            for index, ((ready, limit), head) in enumerate(zip(shares, heads, strict=True))
-            if not isinstance(head, BufferUnavailableError)
+        told = [self._told(ready, limit) for ready, limit in shares]
+        results: list[Popped | BufferUnavailableError] = [Popped()] * len(shares)
+        first: list[scripts.Call[Any]] = [
+            self._peek(ready, limit) if heads is None else self._pop(ready, limit, heads)
+            for heads, (ready, limit) in zip(told, shares, strict=True)
         ]
-        results: list[Popped | BufferUnavailableError] = [
-            head if isinstance(head, BufferUnavailableError) else Popped() for head in heads
-        ]
-        replies = await self._scripts.run_many([call for _, call in calls])
-        for (index, _), reply in zip(calls, replies, strict=True):
-            results[index] = reply if isinstance(reply, BufferUnavailableError) else _as_popped(reply)
+        again: dict[int, scripts.Call[scripts.PoppedFields]] = {}
+        for index, reply in enumerate(await self._scripts.run_many(first)):
+            ready, limit = shares[index]
+            match reply:
+                case BufferUnavailableError():
+                    results[index] = reply
+                case scripts.PoppedFields():
+                    results[index] = self._popped(ready, limit, reply)
+                    if reply.following and not _met_anything(reply):
+                        # Somebody else took what was told, or something older has come back since.
+                        again[index] = self._pop(ready, limit, reply.following)
+                case heads:
+                    again[index] = self._pop(ready, limit, heads)
+        replies = await self._scripts.run_many(list(again.values()))
+        for index, reply in zip(again, replies, strict=True):
+            results[index] = reply if isinstance(reply, BufferUnavailableError) else self._popped(*shares[index], reply)
         return results
+
+    def _told(self, ready: Ready, limit: int) -> tuple[str, ...] | None:
+        """Return the oldest queued runs of the environment as its last pop told them; None where that is unknown, or not enough of them."""
+        following = self._following.pop(ready, None)
+        return None if following is None or limit > following.limit else following.run_ids
+
+    def _popped(self, ready: Ready, limit: int, reply: scripts.PoppedFields) -> Popped:
+        self._popped_at_ms = reply.now_ms
+        if reply.following:
+            if len(self._following) >= _ENVIRONMENTS_REMEMBERED:
+                self._following.clear()
+            self._following[ready] = _Following(reply.following, limit)
+        return _as_popped(reply)
 
     async def reclaim_expired(self, limit: int = 100) -> Reclaimed:
         """Put back entries whose lease ran out (their holder died), up to `limit` per partition.
@@ -173,6 +222,10 @@ def _owner(fields: Any, record: Any) -> tuple[str, str]:
 
 def _digests(fields: Any) -> Sequence[str]:
     return () if isinstance(fields, RedisError) or not fields[2] else fields[2].decode().split(",")
+
+
+def _met_anything(reply: scripts.PoppedFields) -> bool:
+    return bool(reply.taken or reply.malformed or reply.dropped or reply.evicted)
 
 
 def _as_popped(reply: scripts.PoppedFields) -> Popped:

@@ -4,9 +4,11 @@
 -- A reference whose entry is gone is dropped: an audit copy expired. Of a held entry, which never does, what is known becomes a dead
 -- letter. An entry that does not read as one is a dead letter too, untouched.
 -- With no entry declared it takes none, and takes an environment that has nothing left out of the ready index.
+-- It names those that are the oldest then, so that the next pop needs no look before it: what has waited long enough comes back first.
 -- The first thing written takes something away: a server whose memory is full lets a script go on only from there.
 -- @include index
 -- @include clock
+-- @include due
 -- @include entry
 -- @include many
 -- @include usage
@@ -25,13 +27,14 @@
 -- ARGV  1 env_id
 --       2 org_id
 --       3 lease_ms
---       4 take      the most to take
+--       4 take      the most to take, and to name
 --       5... run_id
--- Returns {now_ms, {{run_id, field, value, ...} ...}, {malformed run_id ...}, references dropped, {evicted run_id ...}}
+-- Returns {now_ms, {{run_id, field, value, ...} ...}, {malformed run_id ...}, references dropped, {evicted run_id ...}, {next run_id ...}}
 local entry_of = {}
 for i = 11, #KEYS do entry_of[ARGV[i - 6]] = KEYS[i] end
 
 local now = now_ms()
+bring_back(KEYS[1], KEYS[2], now)
 local leaving, taking, malformed, gone = {}, {}, {}, {}
 local head = #KEYS > 10 and redis.call('ZRANGE', KEYS[1], 0, #KEYS - 11) or {}
 for _, run_id in ipairs(head) do
@@ -82,4 +85,4 @@ if #taking > 0 then
   add_many(KEYS[5], leased, forever and 0 or lifetime)
 end
 refresh_ready(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2])
-return {now, taken, malformed, dropped, evicted}
+return {now, taken, malformed, dropped, evicted, redis.call('ZRANGE', KEYS[1], 0, ARGV[4] - 1)}

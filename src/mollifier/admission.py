@@ -151,9 +151,12 @@ class Admission:
         entries = [_held(snapshots[place], claim) for place in places]
         for place, entry, outcome in zip(places, entries, await self._accept(entries), strict=True):
             match outcome:
-                case Accepted() | DuplicateRun():
+                case Accepted():
                     emit = partial(self._telemetry.buffered, snapshots[place], entry.payload)
                     answers[place] = Triggered(TriggerResult(entry.run_id), (emit,))
+                case DuplicateRun():
+                    # Held since it was sent before, and told of then.
+                    answers[place] = Triggered(TriggerResult(entry.run_id))
                 case DuplicateKey(winner):
                     is_cached = snapshots[place].idempotency_key is not None
                     answers[place] = Triggered(TriggerResult(winner, is_cached=is_cached))
@@ -171,7 +174,7 @@ class Admission:
         return {
             place: partial(self._telemetry.buffered, snapshots[place], entry.payload)
             for place, entry, outcome in zip(places, entries, outcomes, strict=True)
-            if outcome is not None
+            if isinstance(outcome, Accepted)
         }
 
     async def _accept(self, entries: Sequence[Acceptance]) -> Sequence[AcceptOutcome | None]:

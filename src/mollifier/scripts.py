@@ -149,6 +149,8 @@ def accept(
     failed: str,
     owners: str,
     usage: str,
+    waiting: str,
+    draining: str,
     binding: Sequence[str],
     run_id: str,
     env_id: str,
@@ -164,7 +166,7 @@ def accept(
     expires_ms: Sequence[int],
 ) -> Call[AcceptReply]:
     """Store one entry; see `lua/accept.lua`."""
-    keys = (entry, queue, envs, orgs, seq, held, failed, owners, usage, *binding)
+    keys = (entry, queue, envs, orgs, seq, held, failed, owners, usage, waiting, draining, *binding)
     args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, parent, *expires_ms)
     return Call(load("accept"), keys, args, _accepted)
 

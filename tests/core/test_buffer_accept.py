@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from mollifier.buffer import Acceptance, Accepted, Bound, Buffer, Claimed, DuplicateKey, DuplicateRun, KeyClaimed
 from mollifier.errors import BufferUnavailableError, SettingsError
 from mollifier.keys import PartitionKeys, idempotency_digest
-from mollifier.model import EntryKind, EntryState
+from mollifier.model import Entry, EntryKind, EntryState
 from mollifier.server import Server
 from mollifier.settings import Settings
-from tests.core.support import ENV, ORG, SETTINGS, bound, execute, hold, state_of, take
+from tests.core.support import ENV, ORG, SETTINGS, bound, execute, hold, lifetime_ms, state_of, take
 
 KEY = ("task", "key")
 
@@ -107,26 +107,76 @@ async def test_releasing_many_claims_frees_those_that_are_the_claimants_own(buff
     assert outcomes == [Claimed(), KeyClaimed(), Claimed()]
 
 
-async def arrange(buffer: Buffer, state: EntryState) -> None:
-    """Bring the run `run` into the state."""
-    await hold(buffer, "run")
+async def arrange(buffer: Buffer, state: EntryState, kind: EntryKind) -> Entry | None:
+    """Bring the run `run` into the state; return the entry of the pop that this took."""
+    await hold(buffer, "run", kind=kind)
     if state is EntryState.QUEUED:
-        return
+        return None
     entry = await take(buffer)
     if state is EntryState.MATERIALISED:
         assert await buffer.ack(entry) == "held"
     if state is EntryState.FAILED:
         assert await buffer.fail(entry, "error") == "held"
+    return entry
 
 
+@pytest.mark.leaves_keys
 @pytest.mark.parametrize("state", EntryState)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(EntryKind.AUDIT, EntryKind.AUDIT), (EntryKind.HELD, EntryKind.AUDIT), (EntryKind.HELD, EntryKind.HELD)],
+)
 async def test_a_second_accept_of_a_run_in_any_state_changes_nothing_and_says_so(
-    buffer: Buffer, redis_client: Redis, state: EntryState
+    buffer: Buffer, redis_client: Redis, state: EntryState, first: EntryKind, second: EntryKind
 ) -> None:
-    await arrange(buffer, state)
+    await arrange(buffer, state, first)
     before = await state_of(redis_client)
-    again = await buffer.accept("run", ENV, ORG, b"another payload", kind=EntryKind.HELD, bindings=bound(*KEY))
+    again = await buffer.accept("run", ENV, ORG, b"another payload", kind=second, bindings=bound(*KEY))
     assert again == DuplicateRun("run")
+    assert await state_of(redis_client) == before
+
+
+@pytest.mark.leaves_keys
+@pytest.mark.parametrize("state", [*EntryState, "WAITING"])
+async def test_a_held_entry_takes_the_place_of_an_audit_copy_in_any_state(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys, state: EntryState | str
+) -> None:
+    if isinstance(state, EntryState):
+        taken = await arrange(buffer, state, EntryKind.AUDIT)
+    else:
+        taken = await arrange(buffer, EntryState.DRAINING, EntryKind.AUDIT)
+        assert taken is not None
+        assert await buffer.requeue(taken, not_before_ms=2**42) == "held"
+    assert isinstance(await buffer.accept("before", ENV, ORG, b""), Accepted)
+    outcome = await buffer.accept("run", ENV, ORG, b"held", kind=EntryKind.HELD, bindings=bound(*KEY))
+    assert isinstance(outcome, Accepted)
+    assert isinstance(await buffer.accept("after", ENV, ORG, b""), Accepted)
+
+    # What is all there is of a run, and whatever names it, is for ever.
+    for key in (keys.entry("run"), keys.queue(ENV), keys.held(ENV), keys.envs(ORG), keys.orgs, keys.owners, keys.usage):
+        assert await lifetime_ms(redis_client, key) is None
+    if taken is not None:
+        for settle in (buffer.ack, buffer.requeue):
+            assert await settle(taken) == "stale"
+        assert await buffer.fail(taken, "late") == "stale"
+    counts = await buffer.counts()
+    assert (counts.queued, counts.waiting, counts.draining, counts.failed) == (3, 0, 0, 0)
+    entries = [await take(buffer) for _ in range(3)]
+    assert [entry.run_id for entry in entries] == ["before", "run", "after"]
+    assert (entries[1].kind, entries[1].payload, entries[1].attempts) == (EntryKind.HELD, b"held", 0)
+    assert entries[1].bindings == tuple(binding.digest for binding in bound(*KEY))
+    assert await buffer.ack(entries[1]) == "held"
+
+
+@pytest.mark.leaves_keys
+async def test_an_audit_copy_stays_as_it_is_where_the_held_entrys_key_is_anothers(
+    buffer: Buffer, redis_client: Redis
+) -> None:
+    await hold(buffer, "run")
+    await buffer.accept("other", ENV, ORG, b"", kind=EntryKind.HELD, bindings=bound(*KEY))
+    before = await state_of(redis_client)
+    outcome = await buffer.accept("run", ENV, ORG, b"held", kind=EntryKind.HELD, bindings=bound(*KEY))
+    assert outcome == DuplicateKey("other")
     assert await state_of(redis_client) == before
 
 

@@ -22,6 +22,7 @@ PLANTED: Mapping[str, Replacements] = {
     "pop the newest first": {
         "redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)": "redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1, 'REV')"
     },
+    "leave the lease of an audit copy to whoever has it": {"  redis.call('ZREM', KEYS[11], ARGV[1])\n": ""},
     "ack what has changed": {"verdict == 'held' and patches ~= ARGV[i + 2]": "false"},
 }
 

@@ -25,6 +25,8 @@ class Storing(Part):
         failed: str,
         owners: str,
         usage: str,
+        waiting: str,
+        draining: str,
         binding: Sequence[str],
         run_id: str,
         env_id: str,
@@ -39,15 +41,22 @@ class Storing(Part):
         parent: str,
         expires_ms: Sequence[int],
     ) -> Any:
-        """An entry is stored once, whole, under the next number, with all of its keys or none."""
+        """An entry is stored once, whole, under the next number, with all of its keys or none; a held one over an audit copy, too."""
         store = self.store
-        if entry in store.hashes:
+        found = store.hashes.get(entry)
+        is_copied = found is not None and (found.get("kind"), kind) == (b"audit", "held")
+        if found is not None and not is_copied:
             return [b"duplicate_run", run_id.encode(), 0]
         for key in binding:
             holder = store.strings.get(key)
             if holder != claim_of(token) and (holder is not None or token):
                 return [b"duplicate_key", run_of(holder) or b"", 0]
         number = store.increment(seq)
+        if found is not None:
+            store.remove(waiting, f"{found.get('seq', b'').decode()}:{run_id}")
+            for names in (queue, draining, failed):
+                store.remove(names, run_id)
+            store.delete(entry)
         end_ms = store.now_ms + ttl_ms if ttl_ms else None
         store.hashes[entry] = {
             "state": b"QUEUED",

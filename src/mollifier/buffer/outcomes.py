@@ -25,7 +25,7 @@ class Unconfirmed(msgspec.Struct, frozen=True):
 
 
 class DuplicateRun(msgspec.Struct, frozen=True):
-    """There already is an entry of this run, in whatever state; nothing changed."""
+    """There already is an entry of this run, in whatever state, and of a held run no mere audit copy; nothing changed."""
 
     run_id: str
 

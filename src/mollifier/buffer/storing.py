@@ -133,6 +133,8 @@ class Storing(Part):
             failed=keys.failed,
             owners=keys.owners,
             usage=keys.usage,
+            waiting=keys.waiting(entry.env_id),
+            draining=keys.draining,
             binding=[keys.idempotency(binding.digest) for binding in entry.bindings],
             run_id=entry.run_id,
             env_id=entry.env_id,

@@ -1,5 +1,7 @@
 -- Store one entry as QUEUED under the next sequence number. Accepting the same run twice changes nothing.
 --
+-- Except that a held entry takes the place of an audit copy of its run, whatever state that is in and whoever has it: the copy's run is
+-- created by whoever made the copy, or was to be, while a held entry is all there is.
 -- Each key of the caller's is taken for the run: it must be claimed by the token that comes with this call, or, where none
 -- comes, free: a claim that has run out may have been another's meanwhile.
 -- @include index
@@ -14,7 +16,9 @@
 --       7 failed  sorted set: the partition's dead letters by the moment they died
 --       8 owners  hash: whose each held entry is, and its bytes
 --       9 usage   hash: how much is held, in all, by organization and by environment
---       10... binding  strings: 'run:<run_id>' or 'claim:<token>', one per key of the caller's
+--       10 waiting   sorted set: '<sequence>:<run_id>' by not-before moment
+--       11 draining  sorted set: the partition's leased runs by the moment their lease ends
+--       12... binding  strings: 'run:<run_id>' or 'claim:<token>', one per key of the caller's
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
@@ -28,9 +32,10 @@
 --       11 parent     the run that triggered this one, or ''
 --       12... expires_ms  when each binding ends
 -- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', 0}
-if redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} end
+local is_copied = ARGV[4] == 'held' and redis.call('HGET', KEYS[1], 'kind') == 'audit'
+if not is_copied and redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} end
 local claim = 'claim:' .. ARGV[8]
-for i = 10, #KEYS do
+for i = 12, #KEYS do
   local holder = redis.call('GET', KEYS[i])
   if holder and holder ~= claim or not holder and ARGV[8] ~= '' then
     return {'duplicate_key', holder and string.match(holder, '^run:(.*)') or '', 0}
@@ -40,13 +45,20 @@ end
 local ttl = tonumber(ARGV[6])
 local accepted_ms = now_ms()
 local sequence = redis.call('INCR', KEYS[5])
+if is_copied then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  redis.call('ZREM', KEYS[10], (redis.call('HGET', KEYS[1], 'seq') or '') .. ':' .. ARGV[1])
+  redis.call('ZREM', KEYS[11], ARGV[1])
+  redis.call('ZREM', KEYS[7], ARGV[1])
+  redis.call('DEL', KEYS[1])
+end
 redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'kind', ARGV[4], 'env', ARGV[2], 'org', ARGV[3],
   'seq', sequence, 'accepted_ms', string.format('%.0f', accepted_ms), 'payload', ARGV[5])
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'bindings', ARGV[9]) end
 if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'parent', ARGV[11]) end
-for i = 10, #KEYS do
-  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 2])
+for i = 12, #KEYS do
+  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i])
 end
 if ARGV[4] == 'held' then
   -- An entry of this run that vanished is a dead letter no more.

@@ -99,6 +99,11 @@ class Claims:
         self._new_token = new_token
 
     @property
+    def are_needed(self) -> bool:
+        """True when a run may be held, by this replica or another, now or since before. Switched off, nobody asks the buffer's server."""
+        return self._settings().enabled
+
+    @property
     def deadline_ms(self) -> int:
         """How long triggers may take from their claim to its release."""
         settings = self._settings()

@@ -39,7 +39,7 @@ async def within(deadline_ms: float, operation: Awaitable[T]) -> T:
     finally:
         slices.stop()
         if not task.done():
-            task.add_done_callback(_forget)
+            task.add_done_callback(forget)
             task.cancel()
 
 
@@ -105,7 +105,7 @@ class Breaker:
         return answer
 
 
-def _forget(task: asyncio.Future[Any]) -> None:
-    """Take note of how an operation ended that nobody waits for any more, or asyncio complains of its unread exception."""
+def forget(task: asyncio.Future[Any]) -> None:
+    """Take note of how an operation ended that nobody waits for any more, or asyncio complains of its unread exception: a done callback."""
     if not task.cancelled():
         task.exception()

@@ -3,26 +3,31 @@
 A trigger that validation rejects, or that an idempotency key answers, never reaches the gate: it leaves nothing in the buffer and
 counts against no rate. Triggers that come together are validated together: when one is rejected, nothing happens for any.
 
-With diverting on, a trigger with a key claims it first (see `claims.py`). Only when neither store takes the run does the trigger
-fail.
+A trigger with a key claims it first (see `claims.py`), whether or not this replica diverts: another may, and this one may have. Only
+when neither store takes the run does the trigger fail.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 import msgspec
 
 from mollifier.admission import Admission, Triggered, answer
 from mollifier.claims import By, Claim, Claims, bindings
+from mollifier.deadline import forget
 from mollifier.engine import Existing, RunEngine, TaskCatalog
 from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, NotFoundError
 from mollifier.model import Environment, GateInputs, Run, Snapshot, TriggerRequest
 from mollifier.runs import Runs
 from mollifier.snapshots import take_snapshot
 from mollifier.telemetry import Telemetry, current_trace
+
+Looking = asyncio.Future[Sequence[Existing | None]]
+"""What is being found out of the runs that keys belong to."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -120,31 +125,54 @@ class TriggerService:
         inputs = [gate_inputs(checked.environment, request) for request in checked.requests]
         if not any(map(bindings, snapshots)):
             return await self._admission.admit(snapshots, inputs)
-        if self._claims is None or not self._admission.diverts:
+        if self._claims is None or not self._claims.are_needed:
             return await self._trigger_new(snapshots, inputs, await self._engine.find_by_keys_many(snapshots))
-        taken = await self._claims.take(snapshots)
+        async with self._looking_ahead(snapshots) as looking:
+            taken = await self._claims.take(snapshots)
+            try:
+                async with asyncio.timeout(self._claims.deadline_ms / 1000):
+                    existing = await self._find_unheld(snapshots, taken.existing, looking)
+                    return await self._trigger_new(snapshots, inputs, existing, taken.claim)
+            except TimeoutError as error:
+                raise EngineUnavailableError("it took longer than a key can be claimed for; try again") from error
+            finally:
+                # Bound to a held run by now, the keys are no longer the claim's, and stay.
+                await self._claims.release(taken.claim)
+
+    @asynccontextmanager
+    async def _looking_ahead(self, snapshots: Sequence[Snapshot]) -> AsyncGenerator[Looking | None]:
+        """Have the engine look the keys up while they are claimed, where nothing is held.
+
+        A run that is created between the two is met when this one is: the engine's constraints are asked once more then. Before a run
+        is held nobody asks them, so where runs are held the look has to be under the claim.
+        """
+        if self._admission.diverts:
+            yield None
+            return
+        looking = asyncio.ensure_future(self._engine.find_by_keys_many(snapshots))
         try:
-            async with asyncio.timeout(self._claims.deadline_ms / 1000):
-                existing = await self._find_unheld(snapshots, taken.existing)
-                return await self._trigger_new(snapshots, inputs, existing, taken.claim)
-        except TimeoutError as error:
-            raise EngineUnavailableError("it took longer than a key can be claimed for; try again") from error
+            yield looking
         finally:
-            # Bound to a held run by now, the keys are no longer the claim's, and stay.
-            await self._claims.release(taken.claim)
+            looking.add_done_callback(forget)
+            looking.cancel()
 
     async def _find_unheld(
-        self, snapshots: Sequence[Snapshot], held: Sequence[Existing | None]
+        self, snapshots: Sequence[Snapshot], held: Sequence[Existing | None], looking: Looking | None
     ) -> Sequence[Existing | None]:
-        """Complete what the buffer knows by what the engine knows, under a claim: nobody makes a run of these keys meanwhile."""
-        asked = [snapshot for snapshot, existing in zip(snapshots, held, strict=True) if existing is None]
+        """Complete what the buffer knows by what the engine knows; with `looking`, what it has been asked already."""
+        asked = [index for index, existing in enumerate(held) if existing is None]
+        if not asked:
+            return held
+        if looking is not None:
+            return [existing or found for existing, found in zip(held, await looking, strict=True)]
         try:
-            found = iter(await self._engine.find_by_keys_many(asked)) if asked else iter(())
+            found = await self._engine.find_by_keys_many([snapshots[index] for index in asked])
         except EngineUnavailableError as error:
             # Whether the keys are taken shows when the runs are created.
             self._telemetry.failed_open("engine", error)
             return held
-        return [existing or next(found) for existing in held]
+        by_index = dict(zip(asked, found, strict=True))
+        return [existing or by_index[index] for index, existing in enumerate(held)]
 
     async def _trigger_new(
         self,

@@ -26,7 +26,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -34,9 +34,9 @@ from msgspec.structs import replace
 from mollifier import held
 from mollifier.buffer import Binding, Bound, Buffer, ClaimOutcome, KeyClaimed
 from mollifier.deadline import within
-from mollifier.engine import Existing
+from mollifier.engine import Existing, KeyKind
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
-from mollifier.keys import idempotency_digest, request_digest
+from mollifier.keys import idempotency_digest, is_request_digest, request_digest
 from mollifier.model import KEY_FREEING_STATUSES, Entry, Snapshot
 from mollifier.settings import Settings
 from mollifier.telemetry import Telemetry
@@ -51,7 +51,6 @@ _FIRST_WAIT_MS = 2
 _LONGEST_WAIT_MS = 50
 
 T = TypeVar("T")
-By = Literal["request_key", "idempotency_key"]
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -210,9 +209,7 @@ class _Worth:
             run = held.run_of(entry, self._now)
         except NonRetryableError:
             return True
-        return run.status in KEY_FREEING_STATUSES and digest not in {
-            binding.digest for by, binding in bindings(run.snapshot) if by == "request_key"
-        }
+        return run.status in KEY_FREEING_STATUSES and not is_request_digest(digest)
 
 
 def _runs(digests: Sequence[str], outcomes: Sequence[ClaimOutcome]) -> dict[str, str]:
@@ -221,13 +218,13 @@ def _runs(digests: Sequence[str], outcomes: Sequence[ClaimOutcome]) -> dict[str,
     return {digest: outcome.run_id for digest, outcome in found if isinstance(outcome, Bound)}
 
 
-def _holder(keys: Sequence[tuple[By, Binding]], bound: Mapping[str, str]) -> Existing | None:
+def _holder(keys: Sequence[tuple[KeyKind, Binding]], bound: Mapping[str, str]) -> Existing | None:
     return next((Existing(bound[key.digest], by=by) for by, key in keys if key.digest in bound), None)
 
 
-def bindings(snapshot: Snapshot) -> list[tuple[By, Binding]]:
+def bindings(snapshot: Snapshot) -> list[tuple[KeyKind, Binding]]:
     """Return the snapshot's keys in the order in which they answer: the request key, then the idempotency key."""
-    found: list[tuple[By, Binding]] = []
+    found: list[tuple[KeyKind, Binding]] = []
     if snapshot.request_key is not None:
         digest = request_digest(snapshot.env_id, snapshot.request_key)
         found.append(("request_key", Binding(digest, _ms(snapshot.request_key_expires_at))))

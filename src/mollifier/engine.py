@@ -26,17 +26,21 @@ from mollifier.model import (
 )
 from mollifier.patches import Patch
 
+KeyKind = Literal["request_key", "idempotency_key"]
+"""The two kinds of keys by which a caller's trigger may be answered with a run that is there."""
+
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """The final status a run is created in, when its end was decided before it could be created.
 
-    A run that its caller cancelled keeps its keys; one that failed, or lost its key to another, holds none (`frees_keys`).
+    It holds all of its keys but those in `frees`. A run that its caller cancelled keeps them; one that failed frees its idempotency
+    key, as a created one does; one that lost a key to another run has to go without it.
     """
 
     status: Literal[RunStatus.CANCELED, RunStatus.SYSTEM_FAILURE]
     at: datetime
     error: RunError | None = None
-    frees_keys: bool = False
+    frees: tuple[KeyKind, ...] = ()
 
 
 class Creation(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,10 +75,22 @@ async def complete(engine: RunEngine, handover: Handover, outcome: CreateOutcome
             if handover.changes:
                 entry = handover.entry
                 await engine.carry_over(entry.env_id, entry.run_id, handover.changes)
-        case Existing(winner):
-            await engine.create_held_runs([held.superseded(handover.creation, winner, now)])
+        case Existing(winner, by="request_key" | "idempotency_key" as by):
+            await create_ended(engine, held.superseded(handover.creation, winner, by, now))
         case _:
             pass
+
+
+async def create_ended(engine: RunEngine, creation: Creation) -> None:
+    """Record a run whose end is decided, without those of its keys that are other runs' by now. Raises what the engine raises."""
+    ending = creation.ending
+    while ending is not None:
+        (outcome,) = await engine.create_held_runs([msgspec.structs.replace(creation, ending=ending)])
+        match outcome:
+            case Existing(by="request_key" | "idempotency_key" as by) if by not in ending.frees:
+                ending = msgspec.structs.replace(ending, frees=(*ending.frees, by))
+            case _:
+                return
 
 
 async def hand_over(engine: RunEngine, entry: Entry, now: datetime, cancelled_at: datetime | None = None) -> None:

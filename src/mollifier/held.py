@@ -7,7 +7,7 @@ from datetime import datetime
 import msgspec
 
 from mollifier import patches, snapshots
-from mollifier.engine import Creation, Ending
+from mollifier.engine import Creation, Ending, KeyKind
 from mollifier.expiry import EXPIRED_ERROR, expiry_of
 from mollifier.model import Entry, EntryState, Run, RunError, RunStatus
 from mollifier.patches import Patched
@@ -44,9 +44,9 @@ def as_run(entry: Entry, held: Patched, now: datetime) -> Run:
     )
 
 
-def superseded(creation: Creation, winner: str, at: datetime) -> Creation:
-    """Return what to create of a held run whose key another run took while nobody could know: CANCELED, naming the winner."""
+def superseded(creation: Creation, winner: str, by: KeyKind, at: datetime) -> Creation:
+    """Return what to create of a held run whose key of this kind another run took while nobody could know: CANCELED, naming the winner."""
     message = f"Its key belongs to {winner}, which was created while this run was held."
     error = RunError(message=message, name=SUPERSEDED)
-    ending = Ending(status=RunStatus.CANCELED, at=at, error=error, frees_keys=True)
+    ending = Ending(status=RunStatus.CANCELED, at=at, error=error, frees=(by,))
     return msgspec.structs.replace(creation, ending=ending)

@@ -125,20 +125,29 @@ class Keyspace:
         return self.partitions[zlib.crc32(org_id.encode()) % len(self.partitions)]
 
 
+_IDEMPOTENCY, _REQUEST = "0", "1"
+"""The first digit of a digest: the kind of key that it names."""
+
+
 def idempotency_digest(env_id: str, task_id: str, key: str) -> str:
     """Name an idempotency key without its text."""
-    return _digest("idempotency", env_id, task_id, key)
+    return _digest(_IDEMPOTENCY, env_id, task_id, key)
 
 
 def request_digest(env_id: str, key: str) -> str:
     """Name a request key without its text."""
-    return _digest("request", env_id, key)
+    return _digest(_REQUEST, env_id, key)
 
 
-def _digest(*parts: str) -> str:
-    """SHA-256 over the length-prefixed parts, so that no two lists of parts alias, whatever they contain; 160 bits of it."""
+def is_request_digest(digest: str) -> bool:
+    """Tell whether the digest names a request key, which outlives the failure of its run."""
+    return digest.startswith(_REQUEST)
+
+
+def _digest(kind: str, *parts: str) -> str:
+    """The kind, then SHA-256 over the length-prefixed parts, so that no two lists of parts alias, whatever they contain; 156 bits of it."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode()
         digest.update(len(data).to_bytes(4, "big") + data)
-    return digest.hexdigest()[:40]
+    return kind + digest.hexdigest()[:39]

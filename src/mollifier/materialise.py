@@ -42,7 +42,7 @@ class Materialiser:
     async def give_up(self, entry: Entry, error: BaseException) -> bool:
         """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done, or the entry is an audit copy.
 
-        A run that its caller cancelled stays cancelled. Raises EngineUnavailableError when the engine cannot be reached: that says
+        A run that its caller cancelled stays cancelled, and keeps its keys. Raises EngineUnavailableError when the engine cannot be reached: that says
         nothing of the entry.
         """
         if entry.kind is EntryKind.AUDIT:
@@ -52,9 +52,11 @@ class Materialiser:
             if not isinstance(job, Handover):
                 return False
             failure = RunError(message=describe(error), name="SystemFailure")
-            status = job.creation.ending.status if job.creation.ending is not None else RunStatus.SYSTEM_FAILURE
-            ending = Ending(status=status, at=self._clock(), error=failure, frees_keys=True)
-            await self._engine.create_held_runs([msgspec.structs.replace(job.creation, ending=ending)])
+            ending = job.creation.ending or Ending(
+                status=RunStatus.SYSTEM_FAILURE, at=self._clock(), frees=("idempotency_key",)
+            )
+            ending = msgspec.structs.replace(ending, error=failure)
+            await handover.create_ended(self._engine, msgspec.structs.replace(job.creation, ending=ending))
         except EngineUnavailableError:
             raise
         except Exception as unwritten:  # noqa: BLE001 - the entry then stays as failed, whatever kept its failure from being written

@@ -17,9 +17,9 @@ from datetime import datetime
 import msgspec
 
 from mollifier.admission import Admission, Triggered, answer
-from mollifier.claims import By, Claim, Claims, bindings
+from mollifier.claims import Claim, Claims, bindings
 from mollifier.deadline import forget
-from mollifier.engine import Existing, RunEngine, TaskCatalog
+from mollifier.engine import Existing, KeyKind, RunEngine, TaskCatalog
 from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, NotFoundError
 from mollifier.model import Environment, GateInputs, Run, Snapshot, TriggerRequest
 from mollifier.runs import Runs
@@ -221,10 +221,10 @@ def gate_inputs(environment: Environment, request: TriggerRequest) -> GateInputs
     )
 
 
-def _followed(snapshots: Sequence[Snapshot], existing: Sequence[Existing | None]) -> Mapping[int, tuple[int, By]]:
+def _followed(snapshots: Sequence[Snapshot], existing: Sequence[Existing | None]) -> Mapping[int, tuple[int, KeyKind]]:
     """Return which snapshots have the key of an earlier one that no run stands for yet, with that one and the kind of the key."""
     firsts: dict[str, int] = {}
-    followed: dict[int, tuple[int, By]] = {}
+    followed: dict[int, tuple[int, KeyKind]] = {}
     for index, snapshot in enumerate(snapshots):
         if existing[index] is not None:
             continue

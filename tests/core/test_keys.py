@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from mollifier.keys import PARTITIONS, Keyspace, PartitionKeys, idempotency_digest
+from mollifier.keys import (
+    PARTITIONS,
+    Keyspace,
+    PartitionKeys,
+    idempotency_digest,
+    is_request_digest,
+    request_digest,
+)
 
 ids = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
     ["a", "a:b", ":", "{a}", "{p01}", "}", "queue:a"]
@@ -90,6 +97,12 @@ def test_moving_text_between_the_parts_of_a_key_makes_another_digest() -> None:
     parts = [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", ""), ("", "ab", "c"), ("a", "", "bc"), ("abc", "", "")]
     for one, other in itertools.combinations(parts, 2):
         assert idempotency_digest(*one) != idempotency_digest(*other)
+
+
+@given(ids, ids, ids)
+def test_a_digest_tells_the_kind_of_its_key(env: str, task: str, key: str) -> None:
+    assert is_request_digest(request_digest(env, key))
+    assert not is_request_digest(idempotency_digest(env, task, key))
 
 
 @given(ids.filter(lambda text: len(text) > 3))

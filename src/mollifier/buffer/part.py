@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from mollifier.confirmation import ConfirmedScripts
 from mollifier.errors import BufferUnavailableError
-from mollifier.keys import Keyspace
+from mollifier.keys import Keyspace, is_request_digest
 from mollifier.scripts import Scripts
 from mollifier.server import Server
 from mollifier.settings import Settings
@@ -24,6 +24,11 @@ class Part:
         self._scripts = Scripts(server)
         self._confirmed = ConfirmedScripts(server.redis, settings)
         self.keyspace = Keyspace(settings().partitions)
+
+
+def freed_by_failure(digests: Sequence[str]) -> list[str]:
+    """Return those of an entry's bindings that end when the entry is given up."""
+    return [digest for digest in digests if not is_request_digest(digest)]
 
 
 def one(results: list[T | BufferUnavailableError]) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mollifier import scripts
-from mollifier.buffer.part import Part, one
+from mollifier.buffer.part import Part, freed_by_failure, one
 from mollifier.errors import BufferUnavailableError
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry
@@ -98,7 +98,10 @@ class Settling(Part):
         return one(await self.requeue_many([entry], not_before_ms=not_before_ms, attempts=attempts))
 
     async def fail_many(self, entries: Sequence[Entry], error: str) -> list[Settlement | BufferUnavailableError]:
-        """Give leased entries up: they stay, FAILED, with the error, and are counted until somebody removes them."""
+        """Give leased entries up: they stay, FAILED, with the error, and are counted until somebody removes them.
+
+        Their idempotency keys are free then, as a failed run's are; request keys go on answering with them.
+        """
         return await self._scripts.run_many(
             [
                 scripts.fail(
@@ -108,7 +111,7 @@ class Settling(Part):
                     held=keys.held(entry.env_id),
                     owners=keys.owners,
                     usage=keys.usage,
-                    binding=_bindings(keys, entry),
+                    binding=[keys.idempotency(digest) for digest in freed_by_failure(entry.bindings)],
                     run_id=entry.run_id,
                     lease=entry.lease,
                     error=error,

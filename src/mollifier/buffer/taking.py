@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from mollifier import entries, scripts
 from mollifier.buffer.outcomes import Popped, Ready, Reclaimed
-from mollifier.buffer.part import Part
+from mollifier.buffer.part import Part, freed_by_failure
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.inspection import listed
 from mollifier.keys import WAKE, PartitionKeys
@@ -139,7 +139,7 @@ class Taking(Part):
     async def reclaim_expired(self, limit: int = 100) -> Reclaimed:
         """Put back entries whose lease ran out (their holder died), up to `limit` per partition.
 
-        One that has come back `drain_max_reclaims` times before is given up: it stays, FAILED, and its keys are free.
+        One that has come back `drain_max_reclaims` times before is given up: it stays, FAILED, and its idempotency key is free.
         """
         now_ms = await self._server.now_ms()
         partitions = self.keyspace.partitions
@@ -202,7 +202,7 @@ class Taking(Part):
             held=keys.held(env_id),
             owners=keys.owners,
             usage=keys.usage,
-            binding=[keys.idempotency(digest) for digest in digests],
+            binding=[keys.idempotency(digest) for digest in freed_by_failure(digests)],
             run_id=run_id,
             env_id=env_id,
             org_id=org_id,

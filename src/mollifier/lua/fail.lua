@@ -1,4 +1,4 @@
--- Give an entry up: mark it FAILED with the error, list it as a dead letter, free its keys.
+-- Give an entry up: mark it FAILED with the error, list it as a dead letter, free those keys that a failure frees.
 --
 -- A held one that vanished meanwhile is a dead letter too, of which the payload is gone.
 -- @include index
@@ -13,7 +13,7 @@
 --       4 held      sorted set: the environment's held runs by the moment they were triggered
 --       5 owners    hash: whose each held entry is, and its bytes
 --       6 usage     hash: how much is held, in all, by organization and by environment
---       7... binding  strings: the keys of the caller's that may be bound to the run
+--       7... binding  strings: the keys of the caller's that may be bound to the run, and are free now
 -- ARGV  1 run_id
 --       2 lease
 --       3 error

@@ -17,7 +17,7 @@
 --       7 held      sorted set: the environment's held runs by the moment they were triggered
 --       8 owners    hash: whose each held entry is, and its bytes
 --       9 usage     hash: how much is held, in all, by organization and by environment
---       10... binding  strings: the keys of the caller's that may be bound to the run
+--       10... binding  strings: the keys of the caller's that may be bound to the run, and are free once it is given up
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id

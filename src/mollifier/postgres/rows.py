@@ -11,6 +11,7 @@ from sqlalchemy import RowMapping
 from mollifier.engine import Creation
 from mollifier.expiry import EXPIRED_ERROR, expiry_of
 from mollifier.model import Debounce, Run, RunError, RunProgress, RunStatus, Snapshot
+from mollifier.postgres.holders import SLOTS
 from mollifier.postgres.slots import request_slot, task_slot
 from mollifier.postgres.tables import runs
 
@@ -45,8 +46,7 @@ def row_of(creation: Creation, now: datetime) -> dict[str, Any]:
             expired_at=None,
             debounce_slot=None,
         )
-        if ending.frees_keys:
-            row.update(idempotency_slot=None, request_slot=None)
+        row.update((SLOTS[kind], None) for kind in ending.frees)
     return row
 
 

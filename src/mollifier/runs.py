@@ -165,14 +165,21 @@ class Runs:
         )
 
     async def reset_idempotency_key(self, environment: Environment, task_id: str, key: str) -> bool:
-        """Free the key in both stores; False when nothing held it."""
+        """Free the key in both stores; False when nothing held it.
+
+        Raises before anything is freed, or with the held run's binding still in its place: whoever tries again finds what held it.
+        """
         now = self._clock()
-        freed = await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
-        if (buffer := self._holding()) is None:
-            return freed
         digest = idempotency_digest(environment.id, task_id, key)
+        buffer = self._holding()
+        if buffer is None:
+            return await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
+        # Found out before anything is freed: a buffer that cannot be asked may hold a run with the key.
         run_id = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
-        entry = await self._held_entry(buffer, environment, run_id) if run_id is not None else None
+        freed = await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
+        if run_id is None:
+            return freed
+        entry = await self._held_entry(buffer, environment, run_id)
         # A run that has expired has freed its key, as a created one does, whether or not the drainer has come to it.
         while entry is not None and self._status(entry, now) not in KEY_FREEING_STATUSES:
             reset = patches.ResetKey(now)

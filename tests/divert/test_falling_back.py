@@ -112,6 +112,43 @@ async def test_where_nothing_is_diverted_an_outage_of_the_buffer_shows_to_no_cal
     assert not await house.runs.reset_idempotency_key(ENVIRONMENT, "echo", "unknown")
 
 
+async def test_a_reset_that_cannot_ask_both_stores_changes_nothing_and_can_be_made_again(
+    own: tuple[Stack, House],
+) -> None:
+    stack, house = own
+    created = await house.trigger(idempotency_key="k")
+    await stack.stop("valkey")
+
+    with pytest.raises(BufferUnavailableError):
+        await house.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
+    assert await house.trigger_all(idempotency_key="k") == (created, True)
+
+    await stack.start("valkey")
+    assert await house.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
+    assert (await house.trigger_all(idempotency_key="k"))[0] != created
+
+
+async def test_a_reset_that_loses_the_buffer_half_way_frees_the_key_of_the_held_run_when_made_again(
+    holding: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key belongs to a run of each store: one was created while the buffer was away."""
+    held = await holding.trigger(idempotency_key="k")
+    run = await holding.runs.get(ENVIRONMENT, held)
+    assert run is not None
+    await holding.create(Creation(snapshot=replace(run.snapshot, run_id="run_rival")))
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise BufferUnavailableError("gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(holding.buffer, "patch", fail)
+        with pytest.raises(BufferUnavailableError):
+            await holding.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
+
+    assert await holding.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
+    assert (await holding.trigger_all(idempotency_key="k"))[0] not in (held, "run_rival")
+
+
 async def test_a_cancellation_is_carried_over_together_with_its_count(holding: House) -> None:
     run_id = await holding.trigger()
     held = await holding.runs.get(ENVIRONMENT, run_id)

@@ -29,6 +29,7 @@ from mollifier.deadline import within
 from mollifier.engine import Created, Existing, RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.gate import Gate
+from mollifier.keys import is_request_digest
 from mollifier.model import Action, EntryKind, GateInputs, Snapshot, TriggerResult
 from mollifier.settings import Settings
 from mollifier.telemetry import Emit, Telemetry
@@ -157,9 +158,8 @@ class Admission:
                 case DuplicateRun():
                     # Held since it was sent before, and told of then.
                     answers[place] = Triggered(TriggerResult(entry.run_id))
-                case DuplicateKey(winner):
-                    is_cached = snapshots[place].idempotency_key is not None
-                    answers[place] = Triggered(TriggerResult(winner, is_cached=is_cached))
+                case DuplicateKey(winner, digest):
+                    answers[place] = Triggered(TriggerResult(winner, is_cached=not is_request_digest(digest)))
                 case Unconfirmed():
                     # It is in the buffer, whatever becomes of the trigger: an audit that misses its event would miss the entry.
                     self._telemetry.buffered(snapshots[place], entry.payload)

@@ -19,6 +19,7 @@ from mollifier.settings import Settings
 from tests.core.support import ENV, ORG, SETTINGS, bound, execute, hold, lifetime_ms, state_of, take
 
 KEY = ("task", "key")
+DIGEST = idempotency_digest(ENV, *KEY)
 
 
 async def test_an_accepted_entry_is_queued_with_everything_it_was_given(buffer: Buffer, redis_client: Redis) -> None:
@@ -65,7 +66,7 @@ async def test_many_entries_are_stored_in_their_order_each_with_its_own_outcome(
         Accepted("first", 2),
         DuplicateRun("there"),
         Accepted("keyed", 3),
-        DuplicateKey("keyed"),
+        DuplicateKey("keyed", DIGEST),
         Accepted("last", 4),
     ]
     queued = await buffer.list_entries(ORG, ENV)
@@ -176,7 +177,7 @@ async def test_an_audit_copy_stays_as_it_is_where_the_held_entrys_key_is_another
     await buffer.accept("other", ENV, ORG, b"", kind=EntryKind.HELD, bindings=bound(*KEY))
     before = await state_of(redis_client)
     outcome = await buffer.accept("run", ENV, ORG, b"held", kind=EntryKind.HELD, bindings=bound(*KEY))
-    assert outcome == DuplicateKey("other")
+    assert outcome == DuplicateKey("other", DIGEST)
     assert await state_of(redis_client) == before
 
 
@@ -199,7 +200,7 @@ async def test_concurrent_accepts_of_one_run_make_one_entry(buffer: Buffer, redi
 async def test_a_key_bound_to_a_live_entry_answers_that_entrys_run(buffer: Buffer, redis_client: Redis) -> None:
     assert await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY)) == Accepted("first", 1)
     before = await state_of(redis_client)
-    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first", DIGEST)
     assert await state_of(redis_client) == before
 
 
@@ -208,7 +209,7 @@ async def test_concurrent_accepts_of_one_key_make_one_entry(buffer: Buffer) -> N
         *(buffer.accept(f"run-{n}", ENV, ORG, b"", bindings=bound(*KEY)) for n in range(20))
     )
     (winner,) = (outcome for outcome in outcomes if isinstance(outcome, Accepted))
-    assert outcomes.count(DuplicateKey(winner.run_id)) == 19
+    assert outcomes.count(DuplicateKey(winner.run_id, DIGEST)) == 19
     assert (await buffer.counts()).queued == 1
 
 
@@ -223,9 +224,9 @@ async def test_a_key_is_free_again_once_its_entry_is_settled(buffer: Buffer, set
 async def test_a_key_stays_bound_while_its_entry_is_drained_and_retried(buffer: Buffer) -> None:
     await buffer.accept("first", ENV, ORG, b"", bindings=bound(*KEY))
     entry = await take(buffer)
-    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first", DIGEST)
     assert await buffer.requeue(entry) == "held"
-    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first")
+    assert await buffer.accept("second", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("first", DIGEST)
 
 
 async def test_a_late_settlement_frees_no_key_that_has_a_new_owner(
@@ -236,7 +237,7 @@ async def test_a_late_settlement_frees_no_key_that_has_a_new_owner(
     binding = keys.idempotency(idempotency_digest(ENV, *KEY))
     await execute(redis_client, "SET", binding, "run:second", "EX", 60)
     assert await buffer.ack(entry) == "held"
-    assert await buffer.accept("third", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("second")
+    assert await buffer.accept("third", ENV, ORG, b"", bindings=bound(*KEY)) == DuplicateKey("second", DIGEST)
 
 
 @pytest.mark.parametrize(

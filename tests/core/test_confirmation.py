@@ -114,7 +114,7 @@ async def test_what_wrote_nothing_needs_no_confirmation(never_synced: Valkey) ->
     async with confirming(never_synced, "aof", timeout_ms=20) as (buffer, redis):
         await accept(buffer, acceptance("run", key="key"))
         outcomes = await accept(buffer, acceptance("run"), acceptance("other", key="key"))
-        assert outcomes == [DuplicateRun("run"), DuplicateKey("run")]
+        assert outcomes == [DuplicateRun("run"), DuplicateKey("run", idempotency_digest(ENV, "task", "key"))]
         await execute(redis, "FLUSHALL")
 
 

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from mollifier.engine import Creation, Existing
-from mollifier.errors import EngineUnavailableError
+from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.facade import Mollifier
 from mollifier.keys import idempotency_digest
 from mollifier.model import RunFilter, RunStatus, Snapshot, TriggerRequest
@@ -66,6 +66,27 @@ async def test_a_request_that_is_sent_again_while_its_run_is_held_gets_that_run(
     assert await holding.trigger_all(request_key="r") == (run_id, False)
     await holding.drain()
     assert await holding.trigger_all(request_key="r") == (run_id, False)
+
+
+@pytest.mark.parametrize(
+    ("again", "cached"),
+    [
+        ({"request_key": "r", "idempotency_key": "other"}, False),
+        ({"request_key": "other", "idempotency_key": "k"}, True),
+        ({"request_key": "r", "idempotency_key": "k"}, False),
+    ],
+)
+async def test_which_key_answered_is_told_also_when_the_buffer_says_so_only_at_the_accept(
+    holding: House, monkeypatch: pytest.MonkeyPatch, again: dict[str, str], cached: bool
+) -> None:
+    run_id = await holding.trigger(request_key="r", idempotency_key="k")
+
+    async def fail(*_: object) -> None:
+        raise BufferUnavailableError("gone")
+
+    monkeypatch.setattr(holding.buffer, "claim_many", fail)
+
+    assert await holding.trigger_all(**again) == (run_id, cached)
 
 
 async def test_a_reset_frees_the_key_of_a_held_run_in_both_stores(holding: House) -> None:

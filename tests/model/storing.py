@@ -47,10 +47,10 @@ class Storing(Part):
         is_copied = found is not None and (found.get("kind"), kind) == (b"audit", "held")
         if found is not None and not is_copied:
             return [b"duplicate_run", run_id.encode(), 0]
-        for key in binding:
+        for place, key in enumerate(binding):
             holder = store.strings.get(key)
             if holder != claim_of(token) and (holder is not None or token):
-                return [b"duplicate_key", run_of(holder) or b"", 0]
+                return [b"duplicate_key", run_of(holder) or b"", place]
         number = store.increment(seq)
         if found is not None:
             store.remove(waiting, f"{found.get('seq', b'').decode()}:{run_id}")

@@ -31,9 +31,10 @@ class DuplicateRun(msgspec.Struct, frozen=True):
 
 
 class DuplicateKey(msgspec.Struct, frozen=True):
-    """The idempotency key is bound to the live entry of another run, `run_id`; nothing changed."""
+    """The key with this digest is bound to the live entry of another run, `run_id`; nothing changed."""
 
     run_id: str
+    digest: str
 
 
 class KeyClaimed(msgspec.Struct, frozen=True):

@@ -66,9 +66,13 @@ class Storing(Part):
         """
         calls = [self._accept(entry) for entry in entries]
         if self._settings().confirmation.is_asked and any(entry.kind is EntryKind.HELD for entry in entries):
-            return [_confirmed(reply) for reply in await self._confirmed.run_many(calls)]
+            confirmed = await self._confirmed.run_many(calls)
+            return [_confirmed(entry, reply) for entry, reply in zip(entries, confirmed, strict=True)]
         replies = await self._scripts.run_many(calls)
-        return [reply if isinstance(reply, BufferUnavailableError) else _accepted(reply) for reply in replies]
+        return [
+            reply if isinstance(reply, BufferUnavailableError) else _accepted(entry, reply)
+            for entry, reply in zip(entries, replies, strict=True)
+        ]
 
     async def claim(self, org_id: str, digest: str, token: str, lifetime_ms: int) -> ClaimOutcome:
         """Claim one of the caller's keys; see `claim_many`."""
@@ -151,7 +155,7 @@ class Storing(Part):
         )
 
 
-def _accepted(reply: scripts.AcceptReply) -> AcceptOutcome:
+def _accepted(entry: Acceptance, reply: scripts.AcceptReply) -> AcceptOutcome:
     match reply:
         case "accepted", stored, sequence:
             return Accepted(stored, sequence)
@@ -159,16 +163,17 @@ def _accepted(reply: scripts.AcceptReply) -> AcceptOutcome:
             return DuplicateRun(stored)
         case "duplicate_key", "", _:
             return KeyClaimed()
-        case "duplicate_key", winner, _:
-            return DuplicateKey(winner)
+        case "duplicate_key", winner, place:
+            return DuplicateKey(winner, entry.bindings[place].digest)
 
 
 def _confirmed(
+    entry: Acceptance,
     reply: Written[scripts.AcceptReply] | BufferUnavailableError,
 ) -> AcceptOutcome | BufferUnavailableError:
     if isinstance(reply, BufferUnavailableError):
         return reply
-    outcome = _accepted(reply.result)
+    outcome = _accepted(entry, reply.result)
     # What changed nothing wrote nothing: there was nothing to confirm.
     return outcome if reply.confirmed or not isinstance(outcome, Accepted) else Unconfirmed(outcome.run_id)
 

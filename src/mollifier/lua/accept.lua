@@ -31,14 +31,14 @@
 --       10 wake       the channel on which drainers listen for work
 --       11 parent     the run that triggered this one, or ''
 --       12... expires_ms  when each binding ends
--- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', 0}
+-- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', which of the keys}
 local is_copied = ARGV[4] == 'held' and redis.call('HGET', KEYS[1], 'kind') == 'audit'
 if not is_copied and redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} end
 local claim = 'claim:' .. ARGV[8]
 for i = 12, #KEYS do
   local holder = redis.call('GET', KEYS[i])
   if holder and holder ~= claim or not holder and ARGV[8] ~= '' then
-    return {'duplicate_key', holder and string.match(holder, '^run:(.*)') or '', 0}
+    return {'duplicate_key', holder and string.match(holder, '^run:(.*)') or '', i - 12}
   end
 end
 

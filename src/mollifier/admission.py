@@ -1,7 +1,7 @@
 """1. Admission: the gate, then the buffer or the engine, for any number of triggers in a handful of round trips.
 
 Whatever fails in the gate or the buffer, the runs are created. With diverting on, the buffer is the primary store of a mollified
-run, and the refuge of any other whose engine is away. What goes to the engine goes first: when that fails for the triggers' own
+run, and the refuge of any other of an enrolled organization whose engine is away. What goes to the engine goes first: when that fails for the triggers' own
 sake, nothing has been held yet, and the call has changed nothing.
 """
 
@@ -30,7 +30,7 @@ from mollifier.engine import Created, Existing, RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.gate import Gate
 from mollifier.keys import is_request_digest
-from mollifier.model import Action, EntryKind, GateInputs, Snapshot, TriggerResult
+from mollifier.model import Action, Decision, EntryKind, GateInputs, Snapshot, TriggerResult
 from mollifier.settings import Settings
 from mollifier.telemetry import Emit, Telemetry
 
@@ -82,9 +82,10 @@ class Admission:
         """
         places = range(len(snapshots))
         diverts = self.diverts
-        actions = await self._decide(inputs)
-        mollified = [place for place in places if actions[place] is Action.MOLLIFY]
-        emits = {place: self._would(snapshots[place]) for place in places if actions[place] is Action.SHADOW_LOG}
+        decisions = await self._decide(inputs)
+        mollified = [place for place in places if decisions[place].action is Action.MOLLIFY]
+        shadowed = [place for place in places if decisions[place].action is Action.SHADOW_LOG]
+        emits = {place: self._would(snapshots[place]) for place in shadowed}
         if not diverts:
             emits.update(await self._copy(snapshots, mollified))
         to_hold = set(mollified) if diverts else set[int]()
@@ -94,7 +95,8 @@ class Admission:
             try:
                 answers.update(await self._create(snapshots, to_create, emits))
             except EngineUnavailableError:
-                if not diverts or any(inputs[place].bypasses for place in to_create):
+                may_hold = [decisions[place].enrolled and not inputs[place].bypasses for place in to_create]
+                if not diverts or not all(may_hold):
                     raise
                 answers.update(await self._hold(snapshots, places, claim))
                 if len(answers) < len(places):
@@ -111,17 +113,18 @@ class Admission:
             raise
         return [answers[place] for place in places]
 
-    async def _decide(self, inputs: Sequence[GateInputs]) -> Sequence[Action]:
+    async def _decide(self, inputs: Sequence[GateInputs]) -> Sequence[Decision]:
         if self._buffer is None or not self._settings().enabled:
-            return [Action.PASS_THROUGH] * len(inputs)
+            return [Decision(action=Action.PASS_THROUGH)] * len(inputs)
         with self._telemetry.span("mollifier.gate") as span:
-            actions = [decision.action for decision in await self._gate.decide_many(inputs)]
-            if len(actions) == 1:
-                span.set_attribute("mollifier.outcome", actions[0].value)
+            decisions = await self._gate.decide_many(inputs)
+            if len(decisions) == 1:
+                span.set_attribute("mollifier.outcome", decisions[0].action.value)
             else:
-                span.set_attribute("mollifier.items", len(actions))
-                span.set_attribute("mollifier.mollified", actions.count(Action.MOLLIFY))
-        return actions
+                mollified = sum(decision.action is Action.MOLLIFY for decision in decisions)
+                span.set_attribute("mollifier.items", len(decisions))
+                span.set_attribute("mollifier.mollified", mollified)
+        return decisions
 
     def _would(self, snapshot: Snapshot) -> Emit:
         return lambda: self._telemetry.would_mollify(snapshot, encoding.encode(snapshot))

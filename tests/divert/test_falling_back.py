@@ -12,6 +12,7 @@ from mollifier.engine import Creation
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.model import RunFilter, RunStatus
 from mollifier.patches import AddTags, Cancel
+from tests.core.support import execute
 from tests.divert.conftest import DEBOUNCED, ENVIRONMENT, STRANGER, House
 
 pytestmark = pytest.mark.leaves_keys
@@ -76,6 +77,37 @@ async def test_a_caller_that_needs_a_synchronous_answer_is_not_held_in_an_outage
     with pytest.raises(EngineUnavailableError):
         await house.trigger(debounce=DEBOUNCED)
     assert (await house.buffer.counts()).left == 0
+
+
+async def test_without_the_engine_triggers_of_an_organization_that_is_not_enrolled_are_not_held(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise EngineUnavailableError("gone")
+
+    unenrolled = replace(ENVIRONMENT, org_flags={"mollifierEnabled": False})
+    monkeypatch.setattr(house.engine, "create_runs", fail)
+
+    for options in ({}, {"idempotency_key": "k"}):
+        with pytest.raises(EngineUnavailableError):
+            await house.trigger(unenrolled, **options)
+    assert (await house.buffer.counts()).left == 0
+
+
+async def test_without_the_engine_triggers_of_an_enrolled_organization_are_held_when_the_gate_fails_open_too(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise EngineUnavailableError("gone")
+
+    monkeypatch.setattr(house.engine, "create_runs", fail)
+    keys = house.buffer.keyspace.of(ENVIRONMENT.org_id)
+    await execute(house.client, "SET", keys.rate(ENVIRONMENT.id), "no counts", "PX", 60_000)
+
+    run_id = await house.trigger()
+
+    assert await house.runs.get(ENVIRONMENT, run_id) is not None
+    assert (await house.buffer.counts()).left == 1
 
 
 async def test_a_held_run_can_be_a_parent(holding: House) -> None:

@@ -15,7 +15,7 @@ log = logging.getLogger("mollifier.drainer")
 def tell_popped(popped: Popped, telemetry: Telemetry) -> None:
     """Tell of what a pop met beside the entries that it took."""
     _tell_malformed(popped.malformed, telemetry)
-    _tell_evicted(popped.evicted, telemetry)
+    tell_evicted(popped.evicted, telemetry)
     if popped.orphans:
         log.warning("mollifier.orphans_dropped", extra={"fields": {"count": popped.orphans}})
     for _ in range(popped.orphans):
@@ -32,18 +32,21 @@ def tell_reclaimed(reclaimed: Reclaimed, telemetry: Telemetry) -> None:
         )
         log.error("mollifier.reclaimed_too_often", extra={"fields": {"run_id": run_id, "detail": detail}})
         telemetry.settled("reclaim_limit", 0)
-    _tell_evicted(reclaimed.evicted, telemetry)
+    tell_evicted(reclaimed.evicted, telemetry)
     _tell_malformed([MalformedEntryError(run_id, "fields are missing") for run_id in reclaimed.malformed], telemetry)
+    for fault in reclaimed.faults:
+        telemetry.faulted("reclaim", fault)
+
+
+def tell_evicted(run_ids: Sequence[str], telemetry: Telemetry) -> None:
+    """Tell of held runs whose entries vanished."""
+    for run_id in run_ids:
+        detail = "the buffer's server let go of a held entry: its payload is lost; have the server evict nothing (noeviction)"
+        log.error("mollifier.entry_evicted", extra={"fields": {"run_id": run_id, "detail": detail}})
+        telemetry.settled("evicted", 0)
 
 
 def _tell_malformed(errors: Sequence[MalformedEntryError], telemetry: Telemetry) -> None:
     for error in errors:
         log.error("mollifier.malformed_entry", extra={"fields": {"run_id": error.run_id, "error": error.reason}})
         telemetry.settled("malformed", 0)
-
-
-def _tell_evicted(run_ids: Sequence[str], telemetry: Telemetry) -> None:
-    for run_id in run_ids:
-        detail = "the buffer's server let go of a held entry: its payload is lost; have the server evict nothing (noeviction)"
-        log.error("mollifier.entry_evicted", extra={"fields": {"run_id": run_id, "detail": detail}})
-        telemetry.settled("evicted", 0)

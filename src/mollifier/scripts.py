@@ -23,7 +23,7 @@ from mollifier.server import Command, Server
 
 T = TypeVar("T")
 Argument = str | bytes | int
-Settlement = Literal["held", "changed", "missing", "stale"]
+Settlement = Literal["held", "changed", "evicted", "missing", "stale"]
 ReclaimReply = Literal["held", "failed", "evicted", "malformed", "missing", "stale"]
 _VERDICTS: Mapping[str, Settlement] = {"held": "held", "changed": "changed", "missing": "missing", "stale": "stale"}
 ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]

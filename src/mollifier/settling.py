@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from mollifier.backoff import Backoff
 from mollifier.buffer import Buffer
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
+from mollifier.findings import tell_evicted
 from mollifier.handling import GiveUp, Handler, Outcome, outcomes_of
 from mollifier.model import Entry
 from mollifier.scripts import Settlement
@@ -80,16 +81,15 @@ class Settler:
         """Have the entry tried again, or give it up; False when the engine, away, could not be told of its failure."""
         settings = self._settings()
         if isinstance(error, NonRetryableError) or entry.attempts + 1 >= settings.drain_max_attempts:
-            log.error(
-                "mollifier.entry_failed",
-                extra={"fields": {"run_id": entry.run_id, "attempts": entry.attempts + 1, "error": describe(error)}},
-            )
             try:
                 is_recorded = self._give_up is not None and await self._give_up(entry, error)
             except EngineUnavailableError:
+                # It comes back, and fails anew.
                 return False
+            fields = {"run_id": entry.run_id, "attempts": entry.attempts + 1, "error": describe(error)}
+            log.error("mollifier.entry_failed", extra={"fields": fields})
             if is_recorded:
-                await self._until_settled("ack", [entry], self._ack)
+                await self._until_settled("ack", [entry], self._ack, outcome="given_up")
             else:
                 await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
             return True
@@ -132,12 +132,13 @@ class Settler:
         operation: str,
         entries: Sequence[Entry],
         settle: Settle,
+        outcome: str | None = None,
     ) -> None:
         """Settle, again after a pause for as long as the server gives no answer: what was handled must not be handled anew.
 
         A server that answers and refuses is asked 20 times; the leases then run out and the entries come back to whoever is at work.
         """
-        outcome = {"ack": "acked", "requeue": "requeued", "fail": "failed"}[operation]
+        outcome = outcome or {"ack": "acked", "requeue": "requeued", "fail": "failed"}[operation]
         backoff = Backoff()
         left = list(entries)
         refusals = 0
@@ -170,6 +171,8 @@ class Settler:
                     refused.append(entry)
                 case "held":
                     self._telemetry.settled(outcome, entry.dwell_ms)
+                case "evicted":
+                    tell_evicted([entry.run_id], self._telemetry)
                 case "changed" | "missing" | "stale":
                     self._telemetry.settled(reply, entry.dwell_ms)
         return refused

@@ -90,7 +90,10 @@ class Telemetry:
         )
 
     def settled(self, outcome: str, dwell_ms: int) -> None:
-        """Count one entry settled by the drainer; `outcome` says which way it went, as in acked, requeued, failed or reclaimed."""
+        """Count one entry settled by the drainer; `outcome` says which way it went, as in acked, requeued, failed or reclaimed.
+
+        `given_up` became a run in SYSTEM_FAILURE; failed, reclaim_limit, malformed and evicted became dead letters.
+        """
         self._drained.add(1, {"outcome": outcome})
         if outcome == "acked":
             self._dwell.record(dwell_ms)

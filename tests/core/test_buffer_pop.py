@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from mollifier.buffer import Acceptance, Buffer, Popped, Ready
@@ -209,7 +211,9 @@ BROKEN: Mapping[str, tuple[str | bytes, ...]] = {
     "garbage attempts": ("HSET", "attempts", "many"),
     "garbage reclaims": ("HSET", "reclaims", "-"),
     "unknown kind": ("HSET", "kind", "borrowed"),
-    "bytes that are no text": ("HSET", "idempotency", b"\xff\xfe"),
+    "bytes that are no text": ("HSET", "bindings", b"\xff\xfe"),
+    "garbage for a number of changes": ("HSET", "patches", "some"),
+    "a change that is missing": ("HSET", "patches", "2", "patch:0", "change"),
 }
 
 
@@ -234,6 +238,49 @@ async def test_a_broken_entry_is_reported_and_kept_for_inspection_and_blocks_nob
     assert [member for member, _ in state[keys.failed]] == [b"broken"]
     assert [member for member, _ in state[keys.draining]] == [b"sound"]
     assert (await buffer.counts()).failed == 1
+
+
+FIELDS = (
+    *(
+        "state",
+        "kind",
+        "env",
+        "org",
+        "seq",
+        "accepted_ms",
+        "payload",
+        "attempts",
+        "reclaims",
+        "bindings",
+        "patches",
+        "patch:0",
+    ),
+    *("not_before_ms", "lease", "taken", "error"),
+)
+damages = st.dictionaries(
+    st.sampled_from(FIELDS),
+    st.none() | st.sampled_from([b"", b"0", b"1", b"-1", b"ab,cd"]) | st.binary(max_size=20),
+    max_size=3,
+)
+
+
+@pytest.mark.leaves_keys
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=damages)
+async def test_whatever_is_broken_of_an_entry_it_is_handed_out_whole_or_is_a_dead_letter_and_never_both(
+    *, buffer: Buffer, redis_client: Redis, keys: PartitionKeys, damage: Mapping[str, bytes | None]
+) -> None:
+    await execute(redis_client, "FLUSHALL")
+    await hold(buffer, "run", kind=EntryKind.HELD)
+    for field, value in damage.items():
+        await execute(
+            redis_client,
+            *(("HDEL", keys.entry("run"), field) if value is None else ("HSET", keys.entry("run"), field, value)),
+        )
+    popped = await pop_some(buffer, 10)
+    state = await state_of(redis_client)
+    assert [keys.failed in state, keys.draining in state] == [bool(popped.malformed), bool(popped.entries)]
+    assert bool(popped.malformed) != bool(popped.entries)
 
 
 @pytest.mark.leaves_keys("*:failed")

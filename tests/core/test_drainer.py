@@ -23,7 +23,7 @@ from mollifier.scripts import Settlement
 from mollifier.server import Server, connect
 from mollifier.settings import Settings
 from tests.core.observed import Observed, labels
-from tests.core.support import ORG, execute, expire_lease, hold, state_of, take, until
+from tests.core.support import ENV, ORG, execute, expire_lease, hold, state_of, take, until
 
 SETTINGS = Settings(
     partitions=8, drain_concurrency=10, drain_batch_size=5, drain_poll_interval_ms=5, drain_max_attempts=3
@@ -594,6 +594,42 @@ async def test_broken_entries_and_references_to_nothing_are_counted_and_passed_b
     assert bench.outcomes() == {"malformed": 1, "orphaned": 2, "acked": 1}
     told = [record for record in caplog.records if record.message == "mollifier.orphans_dropped"]
     assert [record.__dict__["fields"] for record in told] == [{"count": 2}]
+
+
+@pytest.mark.parametrize(
+    "outcome", [NonRetryableError("never"), ValueError("again")], ids=["while it fails", "while it is put back"]
+)
+@pytest.mark.leaves_keys("*:failed", "*:owners")
+async def test_a_held_entry_that_vanishes_while_it_is_handled_is_told_of_and_counted_once(
+    bench: Bench, redis_client: Redis, caplog: pytest.LogCaptureFixture, outcome: Outcome
+) -> None:
+    keys = bench.buffer.keyspace.of(ORG)
+
+    async def handle(entries: Sequence[Entry]) -> Sequence[Outcome]:
+        await execute(redis_client, "DEL", keys.entry("run"))
+        return [outcome]
+
+    await hold(bench.buffer, "run", kind=EntryKind.HELD)
+    async with bench.draining(handle):
+        await until(bench.nothing_is_left)
+        await until(idle(bench))
+    assert bench.outcomes() == {"evicted": 1}
+    told = [record for record in caplog.records if record.message == "mollifier.entry_evicted"]
+    assert [vars(record)["fields"]["run_id"] for record in told] == ["run"]
+
+
+async def test_what_the_server_refuses_to_take_back_is_told_of(bench: Bench, redis_client: Redis) -> None:
+    await hold(bench.buffer, "run")
+    await take(bench.buffer)
+    keys = bench.buffer.keyspace.of(ORG)
+    await expire_lease(redis_client, keys, "run")
+    await execute(redis_client, "SET", keys.queue(ENV), "no queue", "EX", 60)
+
+    async def it_is_told() -> bool:
+        return bool(bench.observed.points("mollifier.drain.faults").get(labels(operation="reclaim")))
+
+    async with bench.draining(Handled()):
+        await until(it_is_told)
 
 
 async def test_a_server_that_cut_every_connection_is_drained_again(redis_client: Redis, redis_url: str) -> None:

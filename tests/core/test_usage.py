@@ -190,7 +190,10 @@ async def test_a_held_entry_that_vanished_while_its_handling_failed_is_a_dead_le
     await hold(buffer, "run", kind=HELD)
     entry = await take(buffer)
     await vanish(redis_client, keys, "run")
+    assert await settle(buffer, entry) == "evicted"
+    found = await state_of(redis_client)
     assert await settle(buffer, entry) == "missing"
+    assert await state_of(redis_client) == found
     state = await state_of(redis_client)
     assert set(state) == {keys.seq, keys.failed, keys.owners}
     assert [member for member, _ in state[keys.failed]] == [b"run"]

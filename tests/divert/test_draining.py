@@ -17,6 +17,7 @@ from mollifier.model import Entry, EntryKind, Run, RunFilter, RunStatus, Snapsho
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
+from tests.core.observed import Observed, labels
 from tests.core.support import until
 from tests.divert.conftest import ENVIRONMENT, House
 
@@ -121,8 +122,13 @@ async def test_attempts_exhausted_leave_a_run_in_system_failure_with_the_error(h
                 raise RuntimeError("no room today")
             return await super().create_held_runs(creations)
 
-    settings = replace(holding.settings, drain_max_attempts=2)
-    mollifier = Mollifier(settings, engine=Refusing(holding.database), tasks=PostgresTaskCatalog(holding.database))
+    settings, observed = replace(holding.settings, drain_max_attempts=2), Observed()
+    mollifier = Mollifier(
+        settings,
+        engine=Refusing(holding.database),
+        tasks=PostgresTaskCatalog(holding.database),
+        telemetry=observed.telemetry,
+    )
     drainer = mollifier.drainer()
     drainer.start()
 
@@ -138,12 +144,14 @@ async def test_attempts_exhausted_leave_a_run_in_system_failure_with_the_error(h
     assert run.status is RunStatus.SYSTEM_FAILURE
     assert run.error is not None
     assert "no room today" in run.error.message
+    assert observed.points("mollifier.drain.entries") == {labels(outcome="requeued"): 1, labels(outcome="given_up"): 1}
+    assert (await holding.buffer.counts()).failed == 0
     assert (await holding.trigger_all(idempotency_key="k"))[0] != run_id
     await holding.drain()
 
 
-async def test_a_failure_that_the_engine_is_away_to_record_costs_no_attempt_and_is_recorded_once_it_is_back(
-    holding: House,
+async def test_a_failure_that_the_engine_is_away_to_record_costs_no_attempt_and_is_recorded_and_told_once_it_is_back(
+    holding: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id = await holding.trigger()
     seen: list[int] = []
@@ -175,6 +183,8 @@ async def test_a_failure_that_the_engine_is_away_to_record_costs_no_attempt_and_
     assert run is not None
     assert run.status is RunStatus.SYSTEM_FAILURE
     assert seen == [0, 0, 0]
+    told = [record for record in caplog.records if record.message == "mollifier.entry_failed"]
+    assert [vars(record)["fields"]["run_id"] for record in told] == [run_id]
     assert (await holding.buffer.counts()).failed == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tests.model.store import Fields, Store
@@ -71,7 +72,14 @@ class Part:
             and fields.get("kind") in (b"audit", b"held")
             and all(number is not None and number.isdigit() and len(number) <= 15 for number in numbers)
             and "payload" in fields
+            and re.fullmatch(rb"[0-9a-fA-F,]*", fields.get("bindings", b"")) is not None
+            and self.has_patches(fields)
         )
+
+    @staticmethod
+    def has_patches(fields: Fields) -> bool:
+        number = fields.get("patches", b"0")
+        return number.isdigit() and len(number) <= 15 and all(f"patch:{i}" in fields for i in range(int(number)))
 
 
 def claim_of(token: str) -> bytes:

@@ -66,8 +66,10 @@ class Settling(Part):
     ) -> Any:
         """The entry is back in its place, or waits outside the queue for its moment."""
         verdict = self.holds(entry, lease)
-        if verdict == b"missing":
-            Records(self.store, owners, usage).bury(run_id, env_id, org_id, held=held, failed=failed)
+        if verdict == b"missing" and Records(self.store, owners, usage).bury(
+            run_id, env_id, org_id, held=held, failed=failed
+        ):
+            verdict = b"evicted"
         if not self.let_go(verdict, draining, run_id):
             return verdict
         fields, end_ms = self.store.hashes[entry], self.end_ms(entry)
@@ -101,8 +103,10 @@ class Settling(Part):
     ) -> Any:
         """The entry is given up: kept, listed, its keys free."""
         verdict = self.holds(entry, lease)
-        if verdict == b"missing":
-            Records(self.store, owners, usage).bury(run_id, env_id, org_id, held=held, failed=failed)
+        if verdict == b"missing" and Records(self.store, owners, usage).bury(
+            run_id, env_id, org_id, held=held, failed=failed
+        ):
+            verdict = b"evicted"
         if self.let_go(verdict, draining, run_id):
             fields = self.store.hashes[entry]
             fields.update(state=b"FAILED", error=error.encode())

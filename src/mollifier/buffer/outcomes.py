@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mollifier.errors import MalformedEntryError
+from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.model import Entry, EntryKind
 
 
@@ -91,13 +91,15 @@ class Ready(msgspec.Struct, frozen=True):
 class Reclaimed(msgspec.Struct, frozen=True):
     """What became of leases that ran out: the runs that are queued again, and those that are dead letters now.
 
-    `failed` came back too often, the entries of `evicted` vanished, those of `malformed` do not parse.
+    `failed` came back too often, the entries of `evicted` vanished, those of `malformed` do not parse. `faults`: what the server refused
+    to do about one, which is left as it was.
     """
 
     returned: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     evicted: tuple[str, ...] = ()
     malformed: tuple[str, ...] = ()
+    faults: tuple[BufferUnavailableError, ...] = ()
 
 
 class HeldPlace(NamedTuple):

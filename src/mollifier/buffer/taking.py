@@ -159,10 +159,14 @@ class Taking(Part):
         ]
         replies = await self._scripts.run_many(calls)
         became: dict[str, list[str]] = {}
+        faults: list[BufferUnavailableError] = []
         for (_, run), reply in zip(stranded, replies, strict=True):
-            if isinstance(reply, str):
+            if isinstance(reply, BufferUnavailableError):
+                faults.append(reply)
+            else:
                 became.setdefault(reply, []).append(run)
-        return Reclaimed(*(tuple(became.get(reply, ())) for reply in ("held", "failed", "evicted", "malformed")))
+        runs = [tuple(became.get(reply, ())) for reply in ("held", "failed", "evicted", "malformed")]
+        return Reclaimed(*runs, faults=tuple(faults))
 
     def _peek(self, ready: Ready, limit: int) -> scripts.Call[tuple[str, ...]]:
         keys = self.keyspace.of(ready.org_id)

@@ -19,7 +19,7 @@
 --       3 error
 --       4 env_id
 --       5 org_id
--- Returns 'held' (failed) | 'missing' | 'stale' (nothing changed)
+-- Returns 'held' (failed) | 'evicted' (a held one that vanished) | 'missing' | 'stale' (nothing changed)
 local verdict = holds(KEYS[1], ARGV[2])
 if verdict ~= 'stale' then redis.call('ZREM', KEYS[2], ARGV[1]) end
 if verdict == 'held' then
@@ -28,7 +28,7 @@ if verdict == 'held' then
   redis.call('HDEL', KEYS[1], 'lease')
   add(KEYS[3], string.format('%.0f', now_ms()), ARGV[1], ttl_of(KEYS[1]))
   for i = 7, #KEYS do unbind(KEYS[i], ARGV[1]) end
-elseif verdict == 'missing' then
-  bury(KEYS[5], KEYS[6], KEYS[4], KEYS[3], ARGV[1], ARGV[4], ARGV[5], now_ms())
+elseif verdict == 'missing' and bury(KEYS[5], KEYS[6], KEYS[4], KEYS[3], ARGV[1], ARGV[4], ARGV[5], now_ms()) then
+  return 'evicted'
 end
 return verdict

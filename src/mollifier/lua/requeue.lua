@@ -22,12 +22,10 @@
 --       4 lease
 --       5 not_before_ms  0 for at once
 --       6 attempts       how many this handling counts for: 1, or 0 when the entry is not to blame
--- Returns 'held' (requeued) | 'missing' | 'stale' (nothing changed)
+-- Returns 'held' (requeued) | 'evicted' (a held one that vanished: a dead letter) | 'missing' | 'stale' (nothing changed)
 local verdict = holds(KEYS[1], ARGV[4])
 if verdict ~= 'stale' then redis.call('ZREM', KEYS[6], ARGV[1]) end
-if verdict == 'missing' then
-  bury(KEYS[9], KEYS[10], KEYS[8], KEYS[7], ARGV[1], ARGV[2], ARGV[3], now_ms())
-end
+if verdict == 'missing' and bury(KEYS[9], KEYS[10], KEYS[8], KEYS[7], ARGV[1], ARGV[2], ARGV[3], now_ms()) then return 'evicted' end
 if verdict ~= 'held' then return verdict end
 
 local ttl = ttl_of(KEYS[1])

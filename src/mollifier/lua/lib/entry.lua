@@ -13,12 +13,21 @@ local function fields_of(entry)
   return next(fields) and fields
 end
 
+-- Whether every change that the entry counts is there.
+local function has_patches(fields)
+  if not is_number(fields.patches or '0') then return false end
+  for i = 0, (fields.patches or 0) - 1 do
+    if not fields['patch:' .. i] then return false end
+  end
+  return true
+end
+
 -- Whether these are the fields of an entry of this environment and organization, every one of which will parse.
 local function read_as_entry(fields, env, org)
   return fields.env == env and fields.org == org and (fields.kind == 'audit' or fields.kind == 'held')
     and is_number(fields.seq or '') and is_number(fields.accepted_ms or '')
     and is_number(fields.attempts or '0') and is_number(fields.reclaims or '0')
-    and not string.find(fields.idempotency or '', '%X') and fields.payload ~= nil
+    and not string.find(fields.bindings or '', '[^%x,]') and fields.payload ~= nil and has_patches(fields)
 end
 
 -- Whether the hash is such an entry.

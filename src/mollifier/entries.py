@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from mollifier.errors import MalformedEntryError
 from mollifier.model import Entry, EntryKind, EntryState
+
+_NUMBER = re.compile(rb"[0-9]{1,15}")
+_DIGESTS = re.compile(rb"[0-9A-Fa-f,]*")
+_KINDS = {kind.value.encode() for kind in EntryKind}
 
 
 def parse(run_id: str, fields: Any, now_ms: int | None = None) -> Entry | MalformedEntryError | None:
@@ -21,13 +26,37 @@ def parse(run_id: str, fields: Any, now_ms: int | None = None) -> Entry | Malfor
         return MalformedEntryError(run_id, str(fields))
     if not fields:
         return None
-    named = {name.decode("utf-8", "replace"): value for name, value in cast("Mapping[bytes, bytes]", fields).items()}
     try:
-        return _entry(run_id, named, now_ms)
+        return _entry(run_id, named(fields), now_ms)
     except KeyError as error:
         return MalformedEntryError(run_id, f"field {error} is missing")
     except ValueError as error:
         return MalformedEntryError(run_id, str(error))
+
+
+def named(fields: Any) -> Mapping[str, bytes]:
+    """Return the fields of a hash by their names as text."""
+    return {name.decode("utf-8", "replace"): value for name, value in cast("Mapping[bytes, bytes]", fields).items()}
+
+
+def fault_in(fields: Mapping[str, bytes], org_id: str, env_id: str) -> str | None:
+    """Return why these are not the fields of an entry of this environment, None when they are: as `lua/lib/entry.lua` judges."""
+    if fields.get("org") != org_id.encode() or fields.get("env") != env_id.encode():
+        return "fields 'org' and 'env' are not those of its environment"
+    if fields.get("kind") not in _KINDS:
+        return "field 'kind' is none of " + ", ".join(EntryKind)
+    for name in ("seq", "accepted_ms", "attempts", "reclaims", "patches"):
+        if not _NUMBER.fullmatch(fields.get(name, b"" if name in ("seq", "accepted_ms") else b"0")):
+            return f"field {name!r} is not a number"
+    if not _DIGESTS.fullmatch(fields.get("bindings", b"")):
+        return "field 'bindings' is not a list of digests"
+    needed = ("payload", *(f"patch:{number}" for number in range(int(fields.get("patches", b"0")))))
+    return next((f"field {name!r} is missing" for name in needed if name not in fields), None)
+
+
+def digests_of(bindings: bytes | None) -> Sequence[str]:
+    """Return the digests of the keys that are bound to an entry, none where its field does not read as such."""
+    return bindings.decode().split(",") if bindings and _DIGESTS.fullmatch(bindings) else ()
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -42,9 +71,23 @@ def parse_owner(record: Any) -> Owner | None:
     """Return what a record of the hash `owners` says, as `lua/lib/usage.lua` writes it; None when there is none."""
     if not isinstance(record, bytes):
         return None
-    size, length, ids = record.split(b":", 2)
-    env, org = ids[: int(length)], ids[int(length) :]
-    return Owner(org.decode(), env.decode(), int(size) if size != b"gone" else None)
+    try:
+        size, length, ids = record.split(b":", 2)
+        env, org = ids[: int(length)], ids[int(length) :]
+        return Owner(org.decode(), env.decode(), int(size) if size != b"gone" else None)
+    except ValueError:
+        return None
+
+
+def owner_of(record: Any, org: bytes | None, env: bytes | None) -> Owner | None:
+    """Return whose an entry is: what its record says, or where it has none its own fields; None where neither does."""
+    owner = parse_owner(record)
+    if owner is not None or org is None or env is None:
+        return owner
+    try:
+        return Owner(org.decode(), env.decode(), None)
+    except UnicodeDecodeError:
+        return None
 
 
 def _entry(run_id: str, fields: Mapping[str, bytes], now_ms: int | None) -> Entry:

@@ -13,7 +13,7 @@ no two names alias, whatever the ids contain; customers' text (task ids, idempot
 | `mollifier:{p07}:queue:E`     | sorted set | queued runs of E by sequence              | while something is queued                |
 | `mollifier:{p07}:waiting:E`   | sorted set | `sequence:run` of E by not-before time    | while something waits                    |
 | `mollifier:{p07}:draining`    | sorted set | leased runs by the end of their lease     | while something is leased                |
-| `mollifier:{p07}:failed`      | sorted set | dead letters by the time they died        | while a dead letter is kept              |
+| `mollifier:{p07}:failed`      | sorted set | dead letters by the time they died        | until each is revived or discarded       |
 | `mollifier:{p07}:entry:R`     | hash       | the entry of run R                        | audit: its TTL; held: until settled      |
 | `mollifier:{p07}:held:E`      | sorted set | held runs of E by the trigger's moment    | while something is held                  |
 | `mollifier:{p07}:owners`      | hash       | held runs: bytes, env and org of each     | while something is held, or evicted      |

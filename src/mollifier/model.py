@@ -8,8 +8,9 @@ An entry's states. Only the scripts in `lua/` move an entry from one to another:
 
     accept ──> QUEUED ──pop──> DRAINING ──ack──> MATERIALISED (for a short grace)
                  ^                │  │
-                 └──── requeue ───┘  └──fail──> FAILED
-                 └──── reclaim ───┘      (its lease ran out; once too often, and it is FAILED too)
+                 └──── requeue ───┘  └──fail──> FAILED ──discard──> gone
+                 └──── reclaim ───┘      │  (its lease ran out; once too often, and it is FAILED too)
+                 └──── revive ───────────┘
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Literal, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ from mollifier.model import (
     RunPage,
     RunStatus,
 )
+from mollifier.scripts import Settlement
 from mollifier.settings import Settings
 from mollifier.telemetry import describe
 
@@ -296,7 +297,7 @@ class Runs:
 
     async def _append(
         self, buffer: Buffer, entry: Entry, patch: patches.Patch, unbind: Sequence[str] = ()
-    ) -> Entry | Literal["changed", "missing", "stale"]:
+    ) -> Entry | Settlement:
         """Append the patch to the entry as it was read; return it with the patch, or why not. Raises what applying it raises."""
         before = held.patched(entry)
         check_growth(before.snapshot.metadata, patches.apply(before, patch).snapshot.metadata)

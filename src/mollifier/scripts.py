@@ -25,6 +25,8 @@ T = TypeVar("T")
 Argument = str | bytes | int
 Settlement = Literal["held", "changed", "evicted", "missing", "stale"]
 ReclaimReply = Literal["held", "failed", "evicted", "malformed", "missing", "stale"]
+ReviveReply = Literal["revived", "missing", "gone", "malformed", "alive"]
+DiscardReply = Literal["discarded", "missing"]
 _VERDICTS: Mapping[str, Settlement] = {"held": "held", "changed": "changed", "missing": "missing", "stale": "stale"}
 ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]
 AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key"], str, int]
@@ -303,6 +305,47 @@ def reclaim(
     return Call(load("reclaim"), keys, (run_id, env_id, org_id, max_reclaims), _reclaimed)
 
 
+def revive(
+    *,
+    entry: str,
+    queue: str,
+    waiting: str,
+    envs: str,
+    orgs: str,
+    draining: str,
+    failed: str,
+    held: str,
+    owners: str,
+    usage: str,
+    run_id: str,
+    env_id: str,
+    org_id: str,
+    created_us: int,
+    wake: str,
+) -> Call[ReviveReply]:
+    """Put a dead letter back to its place in the queue; see `lua/revive.lua`."""
+    keys = (entry, queue, waiting, envs, orgs, draining, failed, held, owners, usage)
+    return Call(load("revive"), keys, (run_id, env_id, org_id, created_us, wake), _revived)
+
+
+def discard(
+    *,
+    entry: str,
+    queue: str,
+    waiting: str,
+    draining: str,
+    failed: str,
+    held: str,
+    owners: str,
+    usage: str,
+    binding: Sequence[str],
+    run_id: str,
+) -> Call[DiscardReply]:
+    """Drop a dead letter for good; see `lua/discard.lua`."""
+    keys = (entry, queue, waiting, draining, failed, held, owners, usage, *binding)
+    return Call(load("discard"), keys, (run_id,), _discarded)
+
+
 # --- reading replies -----------------------------------------------------------------------------------------------
 
 
@@ -319,6 +362,14 @@ def _settlement(reply: Any) -> Settlement:
 
 
 def _reclaimed(reply: Any) -> ReclaimReply:
+    return reply.decode()
+
+
+def _revived(reply: Any) -> ReviveReply:
+    return reply.decode()
+
+
+def _discarded(reply: Any) -> DiscardReply:
     return reply.decode()
 
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from mollifier import scripts
-from mollifier.buffer import Accepted, Buffer, Claimed, Reclaimed
+from mollifier.buffer import Accepted, Buffer, Claimed, Reclaimed, Revival
 from mollifier.embedded import Stack
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import EntryKind, GateInputs
@@ -199,6 +199,11 @@ async def play_every_script(server: Server, redis: Redis) -> None:
     await buffer.release(ORG, ["digest"], "token")
     assert [(await take(buffer)).run_id for _ in range(3)] == ["requeued", "waiting", "reclaimed"]
     assert await buffer.pop(ORG, ENV) is None
+    (revived,) = await buffer.revive_many(["failed"])
+    assert isinstance(revived, Revival)
+    assert revived.reply == "revived"
+    assert await buffer.fail(await take(buffer), "error") == "held"
+    assert len(await buffer.discard_many(["failed"])) == 1
 
 
 @leaves_a_dead_letter

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
+from mollifier.buffer import Disposal, Revival
 from mollifier.doctor.buffer_facts import buffer_facts
 from mollifier.model import MetadataOperation, RunFilter
 from mollifier.server import Server, connect
@@ -91,6 +92,15 @@ async def test_everything_works_with_no_more_than_the_page_allows(confined: Hous
     entry = await buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
     assert entry is not None
     assert await buffer.fail(entry, "never") == "held"
+    assert len((await buffer.list_letters()).letters) == 1
+    assert await buffer.get_letter(entry.run_id) is not None
+    (revived,) = await buffer.revive_many([entry.run_id])
+    assert (isinstance(revived, Revival) and revived.reply) == "revived"
+    again = await buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    assert again is not None
+    assert await buffer.fail(again, "never") == "held"
+    (discarded,) = await buffer.discard_many([entry.run_id])
+    assert (isinstance(discarded, Disposal) and discarded.reply) == "discarded"
 
 
 async def test_whatever_else_is_on_the_server_is_out_of_reach(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from mollifier import scripts
-from mollifier.buffer import Acceptance, Accepted, Binding, HeldPlace, Popped, Ready
+from mollifier.buffer import Acceptance, Accepted, Binding, HeldPlace, Popped, Ready, Revival
+from mollifier.letters import Letter, LetterPlace
 from mollifier.model import Entry, EntryKind, GateInputs
 from tests.model.twins import SETTINGS, Twins
 
@@ -78,6 +79,14 @@ def has_seen(machine: BufferMachine) -> bool:
     return bool(machine.seen)
 
 
+def has_dead(machine: BufferMachine) -> bool:
+    return any(key.endswith(":failed") for key in machine.twins.model.store.sets)
+
+
+def has_spoilt(machine: BufferMachine) -> bool:
+    return bool(machine.spoilt)
+
+
 def has_peeked(machine: BufferMachine) -> bool:
     return bool(machine.peeked)
 
@@ -93,6 +102,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.owners: dict[str, Ready] = {}
         self.popped: list[Entry] = []
         self.seen: list[Entry] = []
+        self.spoilt: list[tuple[str, str, bytes | None]] = []
         self.peeked: list[tuple[Ready, tuple[str, ...]]] = []
 
     @rule(data=st.data())
@@ -281,6 +291,38 @@ class BufferMachine(RuleBasedStateMachine):
         entries = self._some(picks)
         self.twins.both(lambda buffer: buffer.extend_many(entries))
 
+    # --- dead letters ----------------------------------------------------------------------------------------------
+
+    def _dead(self, picks: list[int]) -> list[str]:
+        """Choose runs that are dead letters, and now and then others."""
+        sets = self.twins.model.store.sets
+        dead = [run_id for key in sorted(sets) if key.endswith(":failed") for run_id in sets[key]]
+        return [picked(dead if dead and pick % 7 else list(self.owners), pick) for pick in picks]
+
+    @operation(3, picks=st.lists(any_pick, min_size=1, max_size=3), needs=has_dead)
+    def revive(self, picks: list[int]) -> None:
+        run_ids = self._dead(picks)
+        for outcome in self.twins.both(lambda buffer: buffer.revive_many(run_ids)):
+            assert isinstance(outcome, Revival)
+            # What the reader says of an entry is what the script says of it.
+            if outcome.reply in ("gone", "malformed"):
+                assert outcome.fault is not None
+            if outcome.reply in ("revived", "alive"):
+                assert outcome.fault is None
+
+    @operation(picks=st.lists(any_pick, min_size=1, max_size=2), needs=has_dead)
+    def discard(self, picks: list[int]) -> None:
+        run_ids = self._dead(picks)
+        self.twins.both(lambda buffer: buffer.discard_many(run_ids))
+
+    @operation(pick=any_pick, needs=has_spoilt)
+    def mend_an_entry(self, pick: int) -> None:
+        """Put back what was spoilt, as an operator might, whatever has become of the entry meanwhile."""
+        key, field, value = picked(self.spoilt, pick)
+        fields = self.twins.model.store.hashes.get(key)
+        if fields is not None and fields.get("state") not in (b"DRAINING", b"MATERIALISED"):
+            self.twins.overwrite(key, field, value)
+
     # --- reading ---------------------------------------------------------------------------------------------------
 
     @operation(pick=any_pick, needs=has_accepted)
@@ -305,6 +347,31 @@ class BufferMachine(RuleBasedStateMachine):
         self.twins.both(
             lambda buffer: buffer.held_places(org_id, env_id, beyond=beyond, newest_first=newest_first, limit=limit)
         )
+
+    @operation(
+        org_id=st.none() | any_environment.map(lambda ready: ready.org_id),
+        env_id=st.none() | any_environment.map(lambda ready: ready.env_id),
+        limit=st.integers(1, 3),
+        needs=has_dead,
+    )
+    def read_dead_letters(self, org_id: str | None, env_id: str | None, limit: int) -> None:
+        listed: list[Letter] = []
+        place: LetterPlace | None = None
+        while True:
+            page = self.twins.both(
+                lambda buffer, beyond=place: buffer.list_letters(
+                    org_id=org_id, env_id=env_id, beyond=beyond, limit=limit
+                )
+            )
+            listed += page.letters
+            if (place := page.next) is None:
+                break
+        assert listed == sorted(listed, key=lambda letter: letter.place, reverse=True)
+        if org_id is None and env_id is None:
+            sets = self.twins.model.store.sets
+            assert len(listed) == sum(len(sets[key]) for key in sets if key.endswith(":failed"))
+        run_id = listed[0].run_id if listed else "run-0"
+        self.twins.both(lambda buffer: buffer.get_letter(run_id))
 
     # --- what happens to it ----------------------------------------------------------------------------------------
 
@@ -350,6 +417,9 @@ class BufferMachine(RuleBasedStateMachine):
                 ("env", b"org:1/b:c"),
                 ("kind", b""),
                 ("state", None),
+                ("bindings", b"\xff"),
+                ("patches", b"9"),
+                ("org", b"\xff"),
             ]
         ),
     )
@@ -358,7 +428,9 @@ class BufferMachine(RuleBasedStateMachine):
         hashes = self.twins.model.store.hashes
         entries = [key for key in hashes if ":entry:" in key and hashes[key].get("state") != b"DRAINING"]
         if entries:
-            self.twins.overwrite(picked(entries, pick), *spoilt)
+            key, (field, value) = picked(entries, pick), spoilt
+            self.spoilt.append((key, field, hashes[key].get(field)))
+            self.twins.overwrite(key, field, value)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

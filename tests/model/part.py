@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tests.model.store import Fields, Store
 
@@ -76,10 +76,13 @@ class Part:
             and self.has_patches(fields)
         )
 
-    @staticmethod
-    def has_patches(fields: Fields) -> bool:
+    def has_patches(self, fields: Fields) -> bool:
         number = fields.get("patches", b"0")
-        return number.isdigit() and len(number) <= 15 and all(f"patch:{i}" in fields for i in range(int(number)))
+        return number.isdigit() and len(number) <= 15 and all(name in fields for name in self.patch_names(fields))
+
+    @staticmethod
+    def patch_names(fields: Fields) -> Iterator[str]:
+        return (f"patch:{number}" for number in range(int(fields.get("patches", b"0"))))
 
 
 def claim_of(token: str) -> bytes:

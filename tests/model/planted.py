@@ -23,6 +23,7 @@ PLANTED: Mapping[str, Replacements] = {
         "redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)": "redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1, 'REV')"
     },
     "leave the lease of an audit copy to whoever has it": {"  redis.call('ZREM', KEYS[11], ARGV[1])\n": ""},
+    "revive what is being drained": {"if is_alive(fields.state": "if false and is_alive(fields.state"},
     "ack what has changed": {"verdict == 'held' and patches ~= ARGV[i + 2]": "false"},
 }
 

@@ -23,6 +23,11 @@ class Records:
         size, length, ids = record.split(b":", 2)
         return None if size == b"gone" else int(size), ids[: int(length)], ids[int(length) :]
 
+    def counts(self, run_id: str) -> bool:
+        """Tell whether the run is in the sums."""
+        found = self.of(run_id)
+        return found is not None and found[0] is not None
+
     def put(self, run_id: str, size: int | None, env: bytes, org: bytes) -> None:
         text = b"gone" if size is None else b"%d" % size
         self._store.hashes.setdefault(self._owners, {})[run_id] = b"%b:%d:%b%b" % (text, len(env), env, org)

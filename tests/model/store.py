@@ -32,10 +32,12 @@ class Store:
             "HGET": self._hget,
             "HGETALL": self._hgetall,
             "HMGET": self._hmget,
+            "HSTRLEN": self._hstrlen,
             "PING": lambda: True,
             "SET": self._set,
             "TIME": lambda: [b"%d" % (self.now_us // 1_000_000), b"%d" % (self.now_us % 1_000_000)],
             "ZCARD": self._zcard,
+            "ZMSCORE": self._zmscore,
             "ZRANGE": self._zrange,
         }
 
@@ -121,6 +123,12 @@ class Store:
 
     def _zcard(self, key: str) -> int:
         return len(self.sets.get(key, {}))
+
+    def _hstrlen(self, key: str, field: str) -> Any:
+        return len(self._hget(key, field) or b"")
+
+    def _zmscore(self, key: str, *members: str) -> Any:
+        return [self.sets.get(key, {}).get(member) for member in members]
 
     def _hgetall(self, key: str) -> Any:
         if key in self.strings or key in self.sets:

@@ -3,12 +3,13 @@
 Operations take many at once, one being the special case: a batch travels in one round trip. Reads never change anything, and
 an entry that does not parse is reported, never the end of a reader.
 
-`outcomes` has the values that go in and come out; `storing`, `taking`, `settling` and `reading` have the operations, by who needs
-them: the trigger path, the drainer's pops, the holders of leases, everybody.
+`outcomes` has the values that go in and come out; `storing`, `taking`, `settling`, `reading` and `letters` have the operations, by who
+needs them: the trigger path, the drainer's pops, the holders of leases, everybody, and whoever looks after what died.
 """
 
 from __future__ import annotations
 
+from mollifier.buffer.letters import Letters
 from mollifier.buffer.outcomes import (
     Acceptance,
     Accepted,
@@ -17,6 +18,7 @@ from mollifier.buffer.outcomes import (
     Bound,
     Claimed,
     ClaimOutcome,
+    Disposal,
     DuplicateKey,
     DuplicateRun,
     HeldPlace,
@@ -24,6 +26,7 @@ from mollifier.buffer.outcomes import (
     Popped,
     Ready,
     Reclaimed,
+    Revival,
     Unconfirmed,
 )
 from mollifier.buffer.reading import Reading
@@ -43,6 +46,7 @@ __all__ = [
     "Buffer",
     "ClaimOutcome",
     "Claimed",
+    "Disposal",
     "DuplicateKey",
     "DuplicateRun",
     "HeldPlace",
@@ -50,19 +54,24 @@ __all__ = [
     "Popped",
     "Ready",
     "Reclaimed",
+    "Revival",
     "Unconfirmed",
 ]
 
 
-class Buffer(Storing, Taking, Settling, Reading):
+class Buffer(Storing, Taking, Settling, Reading, Letters):
     """One buffer on one server. Every method raises BufferUnavailableError when the server gives no answer."""
 
     async def claim_layout(self) -> None:
         """Record the number of partitions at the first boot; raise SettingsError when the buffer was made with another."""
+        await self._server.run("SET", PARTITIONS, len(self.keyspace.partitions), "NX")
+        await self.check_layout()
+
+    async def check_layout(self) -> None:
+        """Raise SettingsError when the buffer was made with another number of partitions; one that was never made has none."""
         wanted = len(self.keyspace.partitions)
-        await self._server.run("SET", PARTITIONS, wanted, "NX")
         recorded = await self._server.run("GET", PARTITIONS)
-        if int(recorded) != wanted:
+        if recorded is not None and int(recorded) != wanted:
             detail = f"is {wanted}, but this buffer was made with {int(recorded)}; entries would be out of reach. Set it back"
             raise SettingsError(variable("partitions"), detail)
 

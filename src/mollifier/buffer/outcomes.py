@@ -8,7 +8,9 @@ from typing import NamedTuple
 import msgspec
 
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
+from mollifier.letters import Letter
 from mollifier.model import Entry, EntryKind
+from mollifier.scripts import DiscardReply, ReviveReply
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -100,6 +102,26 @@ class Reclaimed(msgspec.Struct, frozen=True):
     evicted: tuple[str, ...] = ()
     malformed: tuple[str, ...] = ()
     faults: tuple[BufferUnavailableError, ...] = ()
+
+
+class Revival(msgspec.Struct, frozen=True):
+    """What became of a dead letter that was to be revived; `fault` says what is wrong with one that is not whole.
+
+    `letter` is what was known of it before, None where there was none.
+    """
+
+    run_id: str
+    reply: ReviveReply
+    letter: Letter | None = None
+    fault: str | None = None
+
+
+class Disposal(msgspec.Struct, frozen=True):
+    """What became of a dead letter that was to be discarded; `letter` as in `Revival`."""
+
+    run_id: str
+    reply: DiscardReply
+    letter: Letter | None = None
 
 
 class HeldPlace(NamedTuple):

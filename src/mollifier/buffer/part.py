@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from redis.exceptions import RedisError
 
 from mollifier.confirmation import ConfirmedScripts
 from mollifier.errors import BufferUnavailableError
@@ -37,3 +39,16 @@ def one(results: list[T | BufferUnavailableError]) -> T:
     if isinstance(result, BufferUnavailableError):
         raise result
     return result
+
+
+def members_of(reply: Any) -> list[Any]:
+    """Return what a sorted set was read to hold. Raises BufferUnavailableError where the server refused to read it."""
+    if isinstance(reply, RedisError):
+        raise BufferUnavailableError(f"ZRANGE: {reply}")
+    return reply
+
+
+def scored(members: list[Any]) -> Iterator[tuple[int, str]]:
+    """Return (score, run id) of a reply with scores: pairs in RESP3, a flat list in RESP2."""
+    pairs = members if members and isinstance(members[0], list) else zip(members[::2], members[1::2], strict=True)
+    return ((int(float(score)), run_id.decode()) for run_id, score in pairs)

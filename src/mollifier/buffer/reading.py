@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-from redis.exceptions import RedisError
+from collections.abc import Sequence
 
 from mollifier import inspection
 from mollifier.buffer.outcomes import HeldPlace
-from mollifier.buffer.part import Part
-from mollifier.errors import BufferUnavailableError, MalformedEntryError
+from mollifier.buffer.part import Part, members_of, scored
+from mollifier.errors import MalformedEntryError
 from mollifier.inspection import Counts
 from mollifier.model import Entry
 from mollifier.server import Command
@@ -72,8 +69,8 @@ class Reading(Part):
             if first is None or (first >= at_us if newest_first else first <= at_us):
                 start = f"({at_us}"
         reads.append(("ZRANGE", key, start, stop, "BYSCORE", *direction, "LIMIT", 0, limit, "WITHSCORES"))
-        *same, others = [_members(reply) for reply in await self._server.run_many(reads)]
-        places = list(_scored(others))
+        *same, others = [members_of(reply) for reply in await self._server.run_many(reads)]
+        places = [HeldPlace(*place) for place in scored(others)]
         if beyond is not None:
             there = [HeldPlace(beyond.created_us, run_id.decode()) for run_id in same[0]]
             places = [place for place in there if (place < beyond if newest_first else place > beyond)] + places
@@ -108,15 +105,3 @@ class Reading(Part):
 
 def _bound(moment_us: int | None, end: str) -> str:
     return end if moment_us is None else str(moment_us)
-
-
-def _members(reply: Any) -> list[Any]:
-    if isinstance(reply, RedisError):
-        raise BufferUnavailableError(f"ZRANGE: {reply}")
-    return reply
-
-
-def _scored(members: list[Any]) -> Iterator[HeldPlace]:
-    """Return the places in a reply with scores: pairs in RESP3, a flat list in RESP2."""
-    pairs = members if members and isinstance(members[0], list) else zip(members[::2], members[1::2], strict=True)
-    return (HeldPlace(int(float(score)), run_id.decode()) for run_id, score in pairs)

@@ -215,17 +215,14 @@ class Taking(Part):
 
 
 def _owner(fields: Any, record: Any) -> tuple[str, str]:
-    """Return (organization, environment) of an entry: what its record says, or it itself; empty where neither does."""
-    owner = entries.parse_owner(record)
-    if owner is not None:
-        return owner.org_id, owner.env_id
-    if isinstance(fields, RedisError) or None in fields[:2]:
-        return "", ""
-    return fields[0].decode(), fields[1].decode()
+    """Return (organization, environment) of an entry, empty where they are not known."""
+    org, env = (None, None) if isinstance(fields, RedisError) else fields[:2]
+    owner = entries.owner_of(record, org, env)
+    return (owner.org_id, owner.env_id) if owner is not None else ("", "")
 
 
 def _digests(fields: Any) -> Sequence[str]:
-    return () if isinstance(fields, RedisError) or not fields[2] else fields[2].decode().split(",")
+    return () if isinstance(fields, RedisError) else entries.digests_of(fields[2])
 
 
 def _met_anything(reply: scripts.PoppedFields) -> bool:

@@ -47,6 +47,14 @@ def from_us(moment_us: int) -> datetime:
     return _EPOCH + moment_us * _MICROSECOND
 
 
+def from_ms(moment_ms: int | None) -> datetime | None:
+    """Return the moment of so many milliseconds since 1970; None where no calendar has it, as of an entry that was damaged."""
+    try:
+        return None if moment_ms is None else from_us(moment_ms * 1000)
+    except OverflowError:
+        return None
+
+
 def position(query: RunFilter) -> Cursor | None:
     """Return the place that the filter's page starts from, None for the newest page.
 
@@ -55,13 +63,14 @@ def position(query: RunFilter) -> Cursor | None:
     if query.after is not None and query.before is not None:
         raise InvalidRequestError(FieldError("page[before]", "goes without page[after]: give one of the two"))
     if query.after is not None:
-        return _place(query.after, "page[after]")
+        return place_of(query.after, "page[after]")
     if query.before is not None:
-        return _place(query.before, "page[before]")
+        return place_of(query.before, "page[before]")
     return None
 
 
-def _place(cursor: str, field: str) -> Cursor:
+def place_of(cursor: str, field: str) -> Cursor:
+    """Return the place that a cursor names. Raises InvalidRequestError, naming the field, for one that was not made here."""
     try:
         encoded = cursor.encode("ascii")
         text = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), altchars=b"-_", validate=True)

@@ -206,13 +206,13 @@ class Fields:
                 self.blame(place, f"expected an object, got {kind_of(raw)}")
         return found
 
-    def texts(self, name: str, longest: int, most: int) -> tuple[str, ...]:
+    def texts(self, name: str, longest: int, most: int, least: int = 0) -> tuple[str, ...]:
         """Return the different strings of an array, in order; a lone string stands for an array of one."""
         if self.kind(name) == "a string":
             text = self.text(name, longest)
             return () if text is None else (text,)
         found: dict[str, None] = {}
-        for place, raw in self._array(name, None, "an array of strings or one string"):
+        for place, raw in self._array(name, None, "an array of strings or one string", least):
             if kind_of(raw) != "a string":
                 self.blame(place, f"expected a string, got {kind_of(raw)}")
             elif (text := self._checked_text(place, raw, longest, 1)) is not None:

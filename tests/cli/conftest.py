@@ -41,6 +41,8 @@ def own_log() -> Generator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
+    for opened in [handler for handler in root.handlers if handler not in handlers]:
+        opened.close()
     root.handlers[:] = handlers
     root.setLevel(level)
 

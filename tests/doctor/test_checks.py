@@ -270,7 +270,7 @@ def test_a_worker_that_is_about_to_start_counts_as_one_that_works_and_drains() -
     [
         (DIVERTING, Counts(5, 1, 1, 0, ("org",), 30_000), "ok"),
         (DIVERTING, Counts(5, 1, 1, 0, ("org",), 30_001), "warning"),
-        (DIVERTING, Counts(0, 0, 0, 1, (), None), "warning"),
+        (DIVERTING, Counts(0, 0, 0, 1, (), None), "ok"),
         (replace(DIVERTING, enabled=False), Counts(1, 0, 0, 0, ("org",), 5), "warning"),
         (replace(DIVERTING, enabled=False), EMPTY, "ok"),
         (replace(DIVERTING, drainer_enabled=False), Counts(0, 0, 1, 0, (), None), "warning"),
@@ -280,6 +280,24 @@ def test_a_worker_that_is_about_to_start_counts_as_one_that_works_and_drains() -
 def test_entries_that_are_left_are_found(settings: Settings, counts: Counts | None, severity: str) -> None:
     facts = Facts(settings=settings, buffer=replace(GOOD_BUFFER, counts=counts), database=GOOD_DATABASE)
     assert {each.check: each.severity for each in examine(facts)}["system.leftovers"] == severity
+
+
+@pytest.mark.parametrize(
+    ("counts", "severity"),
+    [
+        (EMPTY, "ok"),
+        (Counts(5, 1, 1, 0, ("org",), 30_000), "ok"),
+        (Counts(0, 0, 0, 1, (), None), "warning"),
+        # Also where there is worse to tell of the buffer.
+        (Counts(5, 0, 0, 2, ("org",), 99_000), "warning"),
+        (None, "unknown"),
+    ],
+)
+def test_dead_letters_are_found_and_the_command_that_shows_them_is_named(counts: Counts | None, severity: str) -> None:
+    facts = Facts(settings=DIVERTING, buffer=replace(GOOD_BUFFER, counts=counts), database=GOOD_DATABASE)
+    (found,) = [finding for finding in examine(facts) if finding.check == "system.dead_letters"]
+    assert found.severity == severity
+    assert ("mollifier dead-letters list" in found.fix) == (severity != "ok")
 
 
 @pytest.mark.parametrize(

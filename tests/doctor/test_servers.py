@@ -22,7 +22,7 @@ from mollifier.postgres.migrate import migrate_async
 from mollifier.server import Server, connect
 from mollifier.settings import Settings
 from tests.conftest import skipping_without_wheels
-from tests.core.support import execute, hold, state_of, until
+from tests.core.support import execute, hold, state_of, take, until
 from tests.postgres.support import execute as execute_sql
 from tests.servers import valkey
 
@@ -218,6 +218,17 @@ async def test_held_entries_that_nobody_drains_are_found(redis_client: Redis, re
     found = (await examined(redis_url, enabled=False))["system.leftovers"]
     assert found.severity == "warning"
     assert "MOLLIFIER_DRAINER_ENABLED=1" in found.fix
+    await execute(redis_client, "FLUSHALL")
+
+
+async def test_dead_letters_are_found(redis_client: Redis, redis_url: str) -> None:
+    settings = Settings(redis_url=redis_url)
+    buffer = Buffer(Server(redis_client), lambda: settings)
+    await buffer.claim_layout()
+    await hold(buffer, "run_a", kind=EntryKind.HELD)
+    assert await buffer.fail(await take(buffer), "error") == "held"
+    found = (await examined(redis_url))["system.dead_letters"]
+    assert (found.severity, found.what) == ("warning", "1 dead letter")
     await execute(redis_client, "FLUSHALL")
 
 

@@ -26,6 +26,7 @@ BODIES: Mapping[str, Any] = {
     "RescheduleBody": {"delay": "2h"},
     "MetadataBody": {"metadata": {"foreign": 1}, "operations": [{"type": "increment", "key": "n", "value": 1}]},
     "ResetBody": {"taskIdentifier": "echo"},
+    "RunIdsBody": {"runIds": ["run_foreign"]},
     "NameBody": {"name": "foreign"},
     "OptionalNameBody": {"name": "foreign"},
     "RotationBody": {"overlap": "1h"},

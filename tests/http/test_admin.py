@@ -29,6 +29,12 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("DELETE", "organizations/{id}/flags/a", None),
     ("GET", "buffer", None),
     ("GET", "buffer/entries?env={id}", None),
+    ("GET", "dead-letters", None),
+    ("GET", "dead-letters/{id}", None),
+    ("POST", "dead-letters/{id}/replay", None),
+    ("DELETE", "dead-letters/{id}", None),
+    ("POST", "dead-letters/replay", {"runIds": ["x"]}),
+    ("POST", "dead-letters/delete", {"runIds": ["x"]}),
 ]
 
 

@@ -15,10 +15,12 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from mollifier.buffer import Buffer
 from mollifier.http.app import create_app
 from mollifier.model import Tenant
 from mollifier.postgres.database import Database
 from mollifier.postgres.tenants import Tenants
+from mollifier.server import Server
 from mollifier.settings import Settings
 from tests.http.conftest import ADMIN_TOKEN, TASK, Api, Start, bearer, change_run
 from tests.http.routes import PUBLIC, Route, routes
@@ -57,8 +59,8 @@ class Owner:
         return {SECRET} | {name for kind in hidden for name in self.ids[kind]}
 
 
-async def furnish(api: Api, tenant: Tenant, database: Database) -> Owner:
-    """Give the tenant runs that are created and held, delayed and not, ended, in batches and with keys."""
+async def furnish(api: Api, tenant: Tenant, database: Database, redis: Redis) -> Owner:
+    """Give the tenant runs that are created and held, delayed and not, ended, dead, in batches and with keys."""
 
     async def announced() -> str:
         return (await api.post(tenant, "/api/v3/batches", {"runCount": 5})).json()["id"]
@@ -80,13 +82,19 @@ async def furnish(api: Api, tenant: Tenant, database: Database) -> Owner:
     batches = [await announced(), await batch()]
     await api.admin("PUT", f"organizations/{tenant.org_id}/flags", {"mollifierEnabled": True})
     await api.triggered(tenant)
+    dead = await api.triggered(tenant, SECRET)
+    buffer = Buffer(Server(redis), Settings)
+    entry = await buffer.pop(tenant.org_id, tenant.env_id)
+    assert entry is not None
+    assert (entry.run_id, await buffer.fail(entry, SECRET)) == (dead, "held")
     held = await several(KEY_OF_HELD)
     batches.append(await batch())
     counts = (await api.admin("GET", "buffer")).json()
     assert counts["queued"] == 3
     (key,) = (await api.admin("GET", f"environments/{tenant.env_id}/keys")).json()
     ids = {
-        "runs": [*created, *held, ended],
+        "runs": [*created, *held, ended, dead],
+        "dead-letters": [dead],
         "batches": batches,
         "idempotencyKeys": [quote(key, safe="") for key in (KEY_OF_CREATED, KEY_OF_HELD)],
         "tasks": [TASK],
@@ -118,7 +126,7 @@ async def house(start: Start, database: Database, redis_client: Redis, redis_url
     tenants = Tenants(database)
     tenant, neighbour = await tenants.create_tenant("owner"), await tenants.create_tenant("neighbour")
     async with start(redis_url=redis_url, **DIVERT) as api:
-        yield House(api, await furnish(api, tenant, database), neighbour, database, redis_client)
+        yield House(api, await furnish(api, tenant, database, redis_client), neighbour, database, redis_client)
 
 
 async def asked(api: Api, route: Route, path: str, authorization: str | None) -> httpx.Response:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mollifier.cli import environments, flags, keys, organizations, projects
+from mollifier.cli import dead_letters, environments, flags, keys, organizations, projects
 from mollifier.cli.audit import audit
 from mollifier.cli.demo import demo
 from mollifier.cli.dev import dev
@@ -38,6 +38,7 @@ _HINTS = {
     "organization": "`mollifier org list` shows them.",
     "project": "`mollifier project list --org ID` shows an organization's.",
     "environment": "`mollifier env list --project ID` shows a project's.",
+    "dead letter": "`mollifier dead-letters list` shows them.",
     "API key": "`mollifier key list --env ID` shows an environment's.",
 }
 
@@ -89,6 +90,7 @@ app.add_typer(projects.app, name="project", rich_help_panel=_ADMINISTRATION)
 app.add_typer(environments.app, name="env", rich_help_panel=_ADMINISTRATION)
 app.add_typer(keys.app, name="key", rich_help_panel=_ADMINISTRATION)
 app.add_typer(flags.app, name="flags", rich_help_panel=_ADMINISTRATION)
+app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=_ADMINISTRATION)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

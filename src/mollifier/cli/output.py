@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Record = Mapping[str, Any]
 
 _PIPE_COLUMNS = 1000
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def note(text: str) -> None:
     """Tell the person at the terminal something that is no result."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is where text leaves the process
+
+
+def confirmed(question: str) -> bool:
+    """Ask the person at the terminal; whoever says nothing says no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201 - as above
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 @contextmanager
@@ -105,7 +113,10 @@ def _text(value: Any) -> str:
             return "-"
         case datetime():
             return value.isoformat(sep=" ", timespec="seconds")
-        case str() | int():
+        case str():
+            # What a customer sent must not steer the operator's terminal.
+            return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", value)
+        case int():
             return str(value)
         case _:
             return msgspec.json.encode(value).decode()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mollifier.cli.output import tell_warnings
 
 if TYPE_CHECKING:
+    from mollifier.buffer import Buffer
     from mollifier.postgres.database import Database
     from mollifier.postgres.flags import GlobalFlags
     from mollifier.postgres.tenants import Tenants
@@ -60,3 +61,25 @@ def with_global_flags(operation: Callable[[GlobalFlags], Awaitable[T]]) -> T:
     from mollifier.postgres.flags import GlobalFlags
 
     return with_database(lambda database: operation(GlobalFlags(database)))
+
+
+def with_buffer(operation: Callable[[Buffer], Awaitable[T]]) -> T:
+    """Run one operation on the configured buffer. Raises SettingsError when there is none, or when it was made with other partitions."""
+    from mollifier.buffer import Buffer
+    from mollifier.errors import SettingsError
+    from mollifier.server import Server, connect
+    from mollifier.settings import variable
+
+    settings = load_settings()
+    url = settings.redis_url
+    if url is None:
+        detail = "is not set. Set it to the Valkey or Redis that holds the buffer, as in redis://buffer:6379"
+        raise SettingsError(variable("redis_url"), detail)
+
+    async def run() -> T:
+        async with connect(url) as redis:
+            buffer = Buffer(Server(redis), lambda: settings)
+            await buffer.check_layout()
+            return await operation(buffer)
+
+    return asyncio.run(run())

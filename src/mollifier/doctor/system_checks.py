@@ -48,7 +48,7 @@ def drainers(facts: Facts) -> Judgement:
 
 
 def leftovers(facts: Facts) -> Judgement:
-    """Is something left in the buffer that nobody takes out, or that was given up?"""
+    """Is something left in the buffer that nobody takes out?"""
     if not isinstance(facts.buffer, BufferFacts):
         return ok("the buffer was not looked into")
     counts = facts.buffer.counts
@@ -58,7 +58,7 @@ def leftovers(facts: Facts) -> Judgement:
             "entries may be left that nobody drains",
             "see what `/readyz` of the API says",
         )
-    what = f"{counts.queued} queued, {counts.waiting} waiting, {counts.draining} draining, {counts.failed} failed"
+    what = f"{counts.queued} queued, {counts.waiting} waiting, {counts.draining} draining"
     stalled = counts.oldest_ms is not None and counts.oldest_ms > STALLED_MS
     moving = counts.left - counts.failed
     if moving and not facts.settings.drains:
@@ -73,13 +73,27 @@ def leftovers(facts: Facts) -> Judgement:
             "no drainer takes them, or the drainers are slower than what comes in",
             "look for mollifier.drain_fault in the workers' logs, or start more workers",
         )
+    return ok(what if moving else "nothing waits in the buffer")
+
+
+def dead_letters(facts: Facts) -> Judgement:
+    """Did something die in the buffer that nobody has looked after?"""
+    if not isinstance(facts.buffer, BufferFacts):
+        return ok("the buffer was not looked into")
+    counts = facts.buffer.counts
+    if counts is None:
+        return unknown(
+            "dead letters cannot be counted",
+            "a trigger that died in the buffer has no run",
+            "see what `mollifier dead-letters list` says",
+        )
     if counts.failed:
         return warning(
-            what,
-            "what failed was given up, and its trigger has no run",
-            "look at them through the admin API (`/admin/api/v1/buffer`), and at the error each one has",
+            f"{counts.failed} dead letter{'' if counts.failed == 1 else 's'}",
+            "each is a trigger that was given up and has no run; its payload is kept until somebody decides",
+            "`mollifier dead-letters list` says what they died of; mend that, then `replay` them, or `delete` them",
         )
-    return ok(what if counts.left else "the buffer is empty")
+    return ok("there are none")
 
 
 def clocks(facts: Facts) -> Judgement:
@@ -108,7 +122,7 @@ def clocks(facts: Facts) -> Judgement:
     )
 
 
-SYSTEM_CHECKS: tuple[Callable[[Facts], Judgement], ...] = (settings, drainers, leftovers, clocks)
+SYSTEM_CHECKS: tuple[Callable[[Facts], Judgement], ...] = (settings, drainers, leftovers, dead_letters, clocks)
 
 
 def _no_database(given: Settings) -> Judgement | None:

@@ -1,4 +1,4 @@
-"""The admin API: tenants and their keys, feature flags."""
+"""The admin API: tenants and their keys, feature flags, the buffer and its dead letters."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mollifier.http.api_keys import KEY_ROUTES
 from mollifier.http.auth import require_admin
 from mollifier.http.bodies import parsed
 from mollifier.http.buffer import BUFFER_ROUTES
+from mollifier.http.dead_letters import DEAD_LETTER_ROUTES
 from mollifier.http.openapi import documented
 from mollifier.http.raw_path import path_id, path_text
 from mollifier.http.render import json_response
@@ -197,6 +198,7 @@ admin_api = Router(
         *(get_flags, put_flags, delete_flag, get_org_flags, put_org_flags, delete_org_flag),
         *KEY_ROUTES,
         *BUFFER_ROUTES,
+        *DEAD_LETTER_ROUTES,
     ],
     before_request=_guard,
     tags=["Administration"],

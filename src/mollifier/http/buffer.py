@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from litestar import Request, Response, get
 from litestar.params import Parameter
 
 from mollifier.buffer import Buffer
+from mollifier.cursors import from_ms
 from mollifier.errors import FieldError, InvalidRequestError, MalformedEntryError
 from mollifier.http.openapi import documented
 from mollifier.http.problems import RefusedError
@@ -62,7 +63,7 @@ class EntryList(msgspec.Struct, frozen=True):
 )
 async def get_buffer(request: Request[Any, Any, Any]) -> Response[BufferBody]:
     """Count what the buffer holds: entries by state, organizations with entries, the oldest one's age."""
-    counts = await _buffer(services_of(request)).counts()
+    counts = await buffer_of(services_of(request)).counts()
     return json_response(
         BufferBody(
             queued=counts.queued,
@@ -90,12 +91,12 @@ async def list_entries(
     if not env or "\0" in env:
         raise InvalidRequestError(FieldError("env", "is required: the id of the environment whose entries to list"))
     services = services_of(request)
-    buffer = _buffer(services)
+    buffer = buffer_of(services)
     found = await buffer.list_entries(
         await services.tenants.organization_of(env),
         env,
-        offset=_number("offset", offset, 0, 0, OFFSET_MAX),
-        limit=_number("limit", limit, LIMIT_DEFAULT, *LIMIT),
+        offset=query_number("offset", offset, 0, 0, OFFSET_MAX),
+        limit=query_number("limit", limit, LIMIT_DEFAULT, *LIMIT),
     )
     return json_response(EntryList([_entry(entry) for entry in found]))
 
@@ -103,7 +104,8 @@ async def list_entries(
 BUFFER_ROUTES = (get_buffer, list_entries)
 
 
-def _buffer(services: Services) -> Buffer:
+def buffer_of(services: Services) -> Buffer:
+    """Return the buffer. Raises RefusedError where none is configured."""
     buffer = services.mollifier.buffer
     if buffer is None:
         detail = f"No buffer is configured: set {variable('redis_url')} and restart the API."
@@ -122,18 +124,15 @@ def _entry(entry: Entry | MalformedEntryError) -> EntryBody:
         state=entry.state,
         sequence=entry.sequence,
         attempts=entry.attempts,
-        accepted_at=_moment(entry.accepted_at_ms),
-        not_before=None if entry.not_before_ms is None else _moment(entry.not_before_ms),
+        accepted_at=from_ms(entry.accepted_at_ms),
+        not_before=from_ms(entry.not_before_ms),
         payload_bytes=len(entry.payload),
         error=entry.error,
     )
 
 
-def _moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _number(name: str, text: str | None, default: int, low: int, high: int) -> int:
+def query_number(name: str, text: str | None, default: int, low: int, high: int) -> int:
+    """Return the number that a parameter of the query says. Raises InvalidRequestError where it says none within the range."""
     if not text:
         return default
     if text.isascii() and text.isdigit() and len(text) <= len(str(high)) and low <= int(text) <= high:

@@ -36,7 +36,7 @@ _REFERENCE = "#/components/schemas/{name}"
 _BODIES = [
     *(schemas.TriggerBody, schemas.TagsBody, schemas.RescheduleBody, schemas.MetadataBody, schemas.ResetBody),
     *(schemas.BatchBody, schemas.AnnouncementBody, schemas.BatchLineBody),
-    *(schemas.NameBody, schemas.OptionalNameBody, schemas.RotationBody, schemas.FlagsBody, Problem),
+    *(schemas.RunIdsBody, schemas.NameBody, schemas.OptionalNameBody, schemas.RotationBody, schemas.FlagsBody, Problem),
 ]
 _TAGS = {
     "Trigger": "Making runs.",

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from mollifier.batch_request import ITEMS_MAX, RUN_COUNT_MAX
+from mollifier.http.raw_path import ID_LENGTH_MAX
 from mollifier.model import MAX_TAGS
 from mollifier.request import (
     ATTEMPTS,
@@ -20,6 +21,8 @@ from mollifier.request import (
     TAG_LENGTH_MAX,
     TASK_ID_LENGTH_MAX,
 )
+
+RUN_IDS_MAX = 1000
 
 Duration = Annotated[str, Meta(description="A duration: units w, d, h, m, s in this order", examples=["1h30m"])]
 Delay = Annotated[str, Meta(description="A duration, or a date (ISO 8601)", examples=["10m", "2030-01-31T12:00:00Z"])]
@@ -160,6 +163,14 @@ class ResetBody(msgspec.Struct, rename="camel"):
     """Whose key it is."""
 
     task_identifier: Text
+
+
+class RunIdsBody(msgspec.Struct, rename="camel"):
+    """Which dead letters, by their runs."""
+
+    run_ids: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=ID_LENGTH_MAX)]], Meta(min_length=1, max_length=RUN_IDS_MAX)
+    ]
 
 
 class NameBody(msgspec.Struct):

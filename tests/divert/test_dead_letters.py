@@ -118,6 +118,22 @@ async def test_a_deleted_letter_is_no_run_any_more_and_its_key_is_free(holding: 
     assert await ends(holding, other) == [(RunStatus.QUEUED, "")]
 
 
+async def test_a_request_key_answers_with_a_dead_run_and_a_replayed_one_until_the_letter_is_deleted(
+    holding: House,
+) -> None:
+    run_id = await dying(holding, request_key="r")
+    assert await holding.trigger(request_key="r") == run_id
+    await replay(holding, run_id)
+    assert await holding.trigger(request_key="r") == run_id
+    await give_up(holding)
+    assert await holding.trigger(request_key="r") == run_id
+    await dead_letters.delete_many(holding.buffer, [run_id])
+    other = await holding.trigger(request_key="r")
+    assert other != run_id
+    await holding.drain()
+    assert await ends(holding, other) == [(RunStatus.QUEUED, "")]
+
+
 async def test_what_is_done_about_dead_letters_is_told_without_their_payloads(
     holding: House, caplog: pytest.LogCaptureFixture
 ) -> None:

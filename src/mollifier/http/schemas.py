@@ -31,6 +31,7 @@ Key = Annotated[str, Meta(min_length=1, max_length=KEY_LENGTH_MAX)]
 Tag = Annotated[str, Meta(min_length=1, max_length=TAG_LENGTH_MAX)]
 Tags = Tag | Annotated[list[Tag], Meta(max_length=MAX_TAGS)]
 Format = Annotated[str, Meta(description="One of " + ", ".join(FORMATS), examples=[FORMATS[0]])]
+RunId = Annotated[str, Meta(min_length=1, max_length=ID_LENGTH_MAX)]
 Json = Annotated[Any, Meta(description="Any JSON, kept byte for byte")]
 
 
@@ -168,9 +169,7 @@ class ResetBody(msgspec.Struct, rename="camel"):
 class RunIdsBody(msgspec.Struct, rename="camel"):
     """Which dead letters, by their runs."""
 
-    run_ids: Annotated[
-        list[Annotated[str, Meta(min_length=1, max_length=ID_LENGTH_MAX)]], Meta(min_length=1, max_length=RUN_IDS_MAX)
-    ]
+    run_ids: RunId | Annotated[list[RunId], Meta(min_length=1, max_length=RUN_IDS_MAX)]
 
 
 class NameBody(msgspec.Struct):

@@ -1,7 +1,7 @@
 -- Put a dead letter back to its place in the queue, as if nobody had tried it yet.
 --
--- Its changes stay, and so does the mark that it has been taken: a creation of its run that was given up may still arrive. The callers' keys
--- were freed when it died, and stay free. A held one whose record was lost, as when the entry vanished and was restored from a copy, gets
+-- Its changes stay, and so does the mark that it has been taken: a creation of its run that was given up may still arrive. Keys of the
+-- caller's that were freed when it died stay free. A held one whose record was lost, as when the entry vanished and was restored from a copy, gets
 -- its record and its place in lists again.
 -- The first thing written takes something away: a server whose memory is full lets a script go on only from there.
 -- @include index

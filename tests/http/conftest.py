@@ -9,18 +9,33 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy import func, select, update
 
+from mollifier.facade import Mollifier
 from mollifier.http.server import ApiServer
+from mollifier.keys import Keyspace
 from mollifier.model import Tenant
-from mollifier.postgres.catalog import record_tasks
+from mollifier.postgres.catalog import PostgresTaskCatalog, record_tasks
 from mollifier.postgres.database import Database
+from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.postgres.tables import runs
 from mollifier.postgres.tenants import Tenants
 from mollifier.settings import Settings
 
 TASK = "echo"
 ADMIN_TOKEN = "admin"
+
+PARTITIONS = 4
+# What is held must not depend on how busy the machine is that runs the tests.
+DIVERT: dict[str, Any] = {
+    "enabled": True,
+    "divert": True,
+    "partitions": PARTITIONS,
+    "trip_threshold": 1_000_000,
+    "gate_deadline_ms": 30_000,
+    "accept_deadline_ms": 30_000,
+}
 
 Start = Callable[..., AbstractAsyncContextManager["Api"]]
 
@@ -132,3 +147,76 @@ async def api(start: Start) -> AsyncIterator[Api]:
     """An API with Mollifier off."""
     async with start() as running:
         yield running
+
+
+class Diverting:
+    """An API in divert mode and one tenant, whose triggers are created or held as the test says; nobody drains."""
+
+    def __init__(self, api: Api, tenant: Tenant, redis: Redis, database: Database) -> None:
+        self.api = api
+        self.tenant = tenant
+        self._redis = redis
+        settings = Settings(redis_url="unix:///unused", **DIVERT)
+        engine, tasks = PostgresRunEngine(database), PostgresTaskCatalog(database)
+        self._drains = Mollifier(settings, engine=engine, tasks=tasks, redis=redis)
+
+    async def hold(self) -> None:
+        """Have the tenant's triggers held from now on."""
+        await self._redis.set(self._tripped, "1", px=600_000)
+
+    async def calm(self) -> None:
+        """Have the tenant's triggers created from now on."""
+        await self._redis.delete(self._tripped)
+
+    async def created(self, payload: Any = None, **options: Any) -> str:
+        """Trigger a run that is created."""
+        await self.calm()
+        return await self.api.triggered(self.tenant, payload, **options)
+
+    async def held(self, payload: Any = None, **options: Any) -> str:
+        """Trigger a run that is held."""
+        await self.hold()
+        before = await self.queued()
+        run_id = await self.api.triggered(self.tenant, payload, **options)
+        assert await self.queued() == before + 1
+        return run_id
+
+    async def either(self, store: str, payload: Any = None, **options: Any) -> str:
+        """Trigger a run that the store named "created" or "held" has."""
+        return await (self.held if store == "held" else self.created)(payload, **options)
+
+    async def queued(self) -> int:
+        return (await self.api.admin("GET", "buffer")).json()["queued"]
+
+    async def drain(self) -> None:
+        """Create the runs of all that is due."""
+        buffer, handle = self._drains.buffer, self._drains.drain_handler()
+        assert buffer is not None
+        while (entry := await buffer.pop(self.tenant.org_id, self.tenant.env_id)) is not None:
+            assert await handle([entry]) == [None]
+            assert await buffer.ack(entry) == "held"
+
+    async def get(self, path: str, **query: Any) -> httpx.Response:
+        return await self.api.get(self.tenant, path, **query)
+
+    async def post(self, path: str, body: Any = None) -> httpx.Response:
+        return await self.api.post(self.tenant, path, body)
+
+    async def put(self, path: str, body: Any) -> httpx.Response:
+        return await self.api.client.put(path, json=body, headers=bearer(self.tenant))
+
+    async def run(self, run_id: str) -> dict[str, Any]:
+        return await self.api.run(self.tenant, run_id)
+
+    @property
+    def _tripped(self) -> str:
+        return Keyspace(PARTITIONS).of(self.tenant.org_id).tripped(self.tenant.env_id)
+
+
+@pytest.fixture
+async def diverting(
+    start: Start, tenant: Tenant, database: Database, redis_client: Redis, redis_url: str
+) -> AsyncIterator[Diverting]:
+    await Tenants(database).set_flags(tenant.org_id, {"mollifierEnabled": True})
+    async with start(redis_url=redis_url, **DIVERT) as api:
+        yield Diverting(api, tenant, redis_client, database)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Annotated, Any, cast, get_args, get_type_hints
@@ -24,7 +25,7 @@ from mollifier.metadata import METADATA_BYTES_MAX, apply, check_growth
 from mollifier.model import MetadataOperation, Run
 
 OPERATIONS_MAX = 1000
-_OPERATIONS = "operations"
+_INDEXED = re.compile(r"operations\[(\d+)\](.*)", re.DOTALL)
 _TYPES: tuple[str, ...] = get_args(get_type_hints(MetadataOperation)["type"])
 
 
@@ -34,12 +35,19 @@ class MetadataAnswer(msgspec.Struct, frozen=True):
     metadata: Annotated[Any, Meta(description="A JSON object")]
 
 
-class _Changes(msgspec.Struct, frozen=True):
-    """What one request changes: the run itself, then its parent, then its root."""
+class _Named(msgspec.Struct, frozen=True):
+    """An operation, and what the body calls it."""
 
-    own: tuple[MetadataOperation, ...]
-    parent: tuple[MetadataOperation, ...]
-    root: tuple[MetadataOperation, ...]
+    name: str
+    operation: MetadataOperation
+
+
+class _Changes(msgspec.Struct, frozen=True):
+    """What one request changes: the run itself, its parent, its root."""
+
+    own: tuple[_Named, ...]
+    parent: tuple[_Named, ...]
+    root: tuple[_Named, ...]
 
 
 @get(
@@ -69,35 +77,50 @@ async def put_metadata(request: Request[Any, Any, Any], runId: RunId) -> Respons
     changes = await parsed(request, _changes)
     services = services_of(request)
     run = await run_of(services, environment, runId)
-    snapshot = run.snapshot
-    plan = [
-        ("parentOperations", snapshot.parent_run_id or run.id, changes.parent),
-        ("rootOperations", snapshot.root_run_id or run.id, changes.root),
-        (_OPERATIONS, run.id, changes.own),
-    ]
-    plan = [(field, run_id, operations) for field, run_id, operations in plan if operations]
+    plan = _plan(run, changes)
     if len(plan) > 1:
         # One that cannot be applied is found before any is, as each run changes in a transaction of its own.
-        for field, run_id, operations in plan:
-            target = existing(await services.mollifier.runs.get(environment, run_id), run_id)
-            with _blaming(field):
-                check_growth(target.snapshot.metadata, apply(target.snapshot.metadata, operations))
-    for field, run_id, operations in plan:
-        with _blaming(field):
+        for run_id, named in plan.items():
+            before = existing(await services.mollifier.runs.get(environment, run_id), run_id).snapshot.metadata
+            with _blaming(named):
+                check_growth(before, apply(before, [each.operation for each in named]))
+    for run_id, named in plan.items():
+        with _blaming(named):
+            operations = [each.operation for each in named]
             changed = await services.mollifier.runs.change_metadata(environment, run_id, operations)
-        if run_id == run.id:
-            run = existing(changed, run_id)
+        changed = existing(changed, run_id)
+        run = changed if run_id == run.id else run
     return _answer(run)
 
 
+def _plan(run: Run, changes: _Changes) -> Mapping[str, Sequence[_Named]]:
+    """Return what to change, by run: all that one run is to be changed by is one change, which is made or not made as a whole."""
+    snapshot = run.snapshot
+    plan: dict[str, list[_Named]] = {}
+    for run_id, named in (
+        (snapshot.parent_run_id or run.id, changes.parent),
+        (snapshot.root_run_id or run.id, changes.root),
+        (run.id, changes.own),
+    ):
+        if named:
+            plan.setdefault(run_id, []).extend(named)
+    return plan
+
+
 @contextmanager
-def _blaming(field: str) -> Generator[None]:
-    """Name the member of the body that an operation came in."""
+def _blaming(named: Sequence[_Named]) -> Generator[None]:
+    """Name the operation that is at fault as the body does; what speaks of them all names the member that the last one came in."""
     try:
         yield
     except InvalidRequestError as error:
-        named = [FieldError(e.field.replace(_OPERATIONS, field, 1), e.detail) for e in error.errors]
-        raise InvalidRequestError(*named) from error
+        raise InvalidRequestError(*(FieldError(_name(e.field, named), e.detail) for e in error.errors)) from error
+
+
+def _name(field: str, named: Sequence[_Named]) -> str:
+    found = _INDEXED.fullmatch(field)
+    if found is None:
+        return named[-1].name.partition("[")[0]
+    return named[int(found[1])].name + found[2]
 
 
 def _answer(run: Run) -> Response[MetadataAnswer]:
@@ -108,21 +131,20 @@ def _answer(run: Run) -> Response[MetadataAnswer]:
 
 
 def _changes(body: Fields) -> _Changes:
-    whole: Sequence[MetadataOperation] = ()
+    whole: tuple[_Named, ...] = ()
     if body.has("metadata") and body.object("metadata") is not None:
         if len(body.json("metadata") or b"") > METADATA_BYTES_MAX:
             body.blame("metadata", f"must be at most {METADATA_BYTES_MAX} bytes of JSON")
-        whole = (MetadataOperation(type="update", value=body.json("metadata")),)
+        whole = (_Named("metadata", MetadataOperation(type="update", value=body.json("metadata"))),)
     return _Changes(
-        own=(*whole, *_operations(body, _OPERATIONS)),
-        parent=_operations(body, "parentOperations"),
-        root=_operations(body, "rootOperations"),
+        own=(*whole, *_operations(body, "operations")),
+        parent=tuple(_operations(body, "parentOperations")),
+        root=tuple(_operations(body, "rootOperations")),
     )
 
 
-def _operations(body: Fields, name: str) -> tuple[MetadataOperation, ...]:
-    found: list[MetadataOperation] = []
-    for item in body.objects(name, OPERATIONS_MAX):
+def _operations(body: Fields, name: str) -> Iterator[_Named]:
+    for index, item in enumerate(body.objects(name, OPERATIONS_MAX)):
         kind = item.required("type", lambda name, item=item: item.choice(name, _TYPES))
         key, value = item.any_text("key"), item.json("value")
         if kind not in (None, "update") and key is None and not item.has("key"):
@@ -134,5 +156,5 @@ def _operations(body: Fields, name: str) -> tuple[MetadataOperation, ...]:
         elif kind == "increment" and item.kind("value") != "a number":
             item.blame("value", f"expected a number, got {item.kind('value') or 'null'}")
         if kind is not None:
-            found.append(MetadataOperation(type=cast("Any", kind), key=key, value=value))
-    return tuple(found)
+            operation = MetadataOperation(type=cast("Any", kind), key=key, value=value)
+            yield _Named(f"{name}[{index}]", operation)

@@ -76,7 +76,14 @@ def place_of(cursor: str, field: str) -> Cursor:
         text = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
         place = msgspec.json.decode(text, type=_Place)
     except (UnicodeEncodeError, binascii.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(FieldError(field, "is no cursor of a page; take it from `pagination`")) from error
+        raise _no_cursor(field) from error
+    if "\0" in place.id:
+        # No run is called so, and no database can be asked for what comes after it.
+        raise _no_cursor(field)
     if place.created_at.tzinfo is None:
         return place.created_at.replace(tzinfo=UTC), place.id
     return place.created_at, place.id
+
+
+def _no_cursor(field: str) -> InvalidRequestError:
+    return InvalidRequestError(FieldError(field, "is no cursor of a page; take it from `pagination`"))

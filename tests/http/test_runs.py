@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from mollifier.cursors import cursor_at
 from mollifier.model import RunError, Tenant
 from mollifier.postgres.database import Database
 from tests.http.conftest import Api, bearer, change_run, fields_of, raw_member
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+WITH_NUL = cursor_at(MOMENT, "run_\0")
 
 
 async def put(api: Api, tenant: Tenant, run_id: str, body: Any) -> Any:
@@ -220,6 +222,8 @@ async def test_a_list_cannot_be_asked_for_what_is_not(api: Api, tenant: Tenant, 
         ("page[size]", "٣", "page[size]"),
         ("page[after]", "nonsense", "page[after]"),
         ("page[before]", "x" * 600, "page[before]"),
+        ("page[after]", WITH_NUL, "page[after]"),
+        ("page[before]", WITH_NUL, "page[before]"),
         ("filter[status]", "SLEEPING", "filter[status]"),
         ("filter[isTest]", "maybe", "filter[isTest]"),
         ("filter[tag]", "a\0b", "filter[tag]"),

@@ -41,6 +41,8 @@ from mollifier.telemetry import describe
 
 log = logging.getLogger(__name__)
 
+_Outage = EngineUnavailableError | BufferUnavailableError
+
 T = TypeVar("T")
 Change = Callable[[], Awaitable[Run | None]]
 
@@ -76,30 +78,21 @@ class Runs:
 
     async def get_many(self, environment: Environment, run_ids: Sequence[str]) -> Mapping[str, Run]:
         """Return those of the runs that this environment has, by id, in a handful of round trips; without their children's ids."""
-        if not run_ids:
-            return {}
-        outage: EngineUnavailableError | None = None
-        found: dict[str, Run] = {}
-        try:
-            found.update(await self._engine.get_runs(environment.id, run_ids))
-        except EngineUnavailableError as error:
-            outage = error
-        missing = [run_id for run_id in run_ids if run_id not in found]
-        if missing and (buffer := self._holding()) is not None:
-            for entry in await self._unless_away(buffer.get_entries(environment.org_id, missing), []):
-                if isinstance(entry, MalformedEntryError):
-                    _report(entry.run_id, entry)
-                elif _is_held(entry, environment) and (run := await self._read(entry)) is not None:
-                    found[run.id] = run
-            missing = [run_id for run_id in missing if run_id not in found]
-            if missing and outage is None:
-                found.update(await self._engine.get_runs(environment.id, missing))
-        if missing and outage is not None:
+        found, outage = await self._find(environment, run_ids)
+        if outage is not None:
             raise outage
         return found
 
+    async def get_reachable(self, environment: Environment, run_ids: Sequence[str]) -> Mapping[str, Run]:
+        """Return those of the runs that can be found now: with a store away, without those that only it has. Raises nothing."""
+        found, _ = await self._find(environment, run_ids)
+        return found
+
     async def children(self, environment: Environment, run: Run, limit: int) -> Sequence[Run]:
-        """Return the runs that this one triggered, wherever they are, oldest first; at most `limit`, and without their own children."""
+        """Return the runs that this one triggered, wherever they are, oldest first; at most `limit`, and without their own children.
+
+        Those that cannot be looked up now, a store being away, are left out.
+        """
         run_ids = dict.fromkeys(run.children[:limit])
         if (buffer := self._holding()) is not None:
             from_us = as_us(run.snapshot.created_at)
@@ -114,7 +107,7 @@ class Runs:
                     # A run that is held itself may have children that passed the gate.
                     run_ids.update(dict.fromkeys(await self._engine.get_children(environment.id, run.id, limit)))
                 run_ids.update(dict.fromkeys(held_ids))
-        found = await self.get_many(environment, tuple(run_ids))
+        found = await self.get_reachable(environment, tuple(run_ids))
         return sorted(found.values(), key=lambda child: (child.snapshot.created_at, child.id))[:limit]
 
     async def list(self, environment: Environment, query: RunFilter) -> RunPage:
@@ -197,6 +190,35 @@ class Runs:
         return await self._engine.reset_idempotency_key(environment.id, task_id, key, now) or freed
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    async def _find(self, environment: Environment, run_ids: Sequence[str]) -> tuple[Mapping[str, Run], _Outage | None]:
+        """Return those of the runs that are found, by id, and why some may have been missed."""
+        if not run_ids:
+            return {}, None
+        outage: _Outage | None = None
+        found: dict[str, Run] = {}
+        try:
+            found.update(await self._engine.get_runs(environment.id, run_ids))
+        except EngineUnavailableError as error:
+            outage = error
+        missing = [run_id for run_id in run_ids if run_id not in found]
+        if missing and (buffer := self._holding()) is not None:
+            try:
+                entries = await self._unless_away(buffer.get_entries(environment.org_id, missing), [])
+            except BufferUnavailableError as error:
+                return found, error
+            for entry in entries:
+                if isinstance(entry, MalformedEntryError):
+                    _report(entry.run_id, entry)
+                elif _is_held(entry, environment) and (run := await self._read(entry)) is not None:
+                    found[run.id] = run
+            missing = [run_id for run_id in missing if run_id not in found]
+            if missing and outage is None:
+                try:
+                    found.update(await self._engine.get_runs(environment.id, missing))
+                except EngineUnavailableError as error:
+                    return found, error
+        return found, outage if missing else None
 
     def _holding(self) -> Buffer | None:
         """Return the buffer when it may hold runs; switched off, not even its server is asked."""

@@ -203,7 +203,10 @@ class Diverting:
         return await self.api.post(self.tenant, path, body)
 
     async def put(self, path: str, body: Any) -> httpx.Response:
-        return await self.api.client.put(path, json=body, headers=bearer(self.tenant))
+        return await self.request("PUT", path, body)
+
+    async def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        return await self.api.client.request(method, path, json=body, headers=bearer(self.tenant))
 
     async def run(self, run_id: str) -> dict[str, Any]:
         return await self.api.run(self.tenant, run_id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -11,7 +9,7 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.params import Parameter
 
-from mollifier.errors import EngineUnavailableError, NotFoundError
+from mollifier.errors import NotFoundError
 from mollifier.fields import Fields
 from mollifier.http.auth import environment_of
 from mollifier.http.bodies import nothing, parsed
@@ -176,10 +174,8 @@ async def _details(services: Services, environment: Environment, run: Run) -> Ru
     runs = services.mollifier.runs
     children = await runs.children(environment, run, CHILDREN_SHOWN_MAX)
     ancestors = [run_id for run_id in (snapshot.root_run_id, snapshot.parent_run_id) if run_id is not None]
-    found: Mapping[str, Run] = {}
-    with suppress(EngineUnavailableError):
-        # A held run is read through an outage of the database, if need be without those of its family that are there.
-        found = await runs.get_many(environment, tuple(dict.fromkeys(ancestors)))
+    # A run is read through an outage of the other store, if need be without those of its family that are there.
+    found = await runs.get_reachable(environment, tuple(dict.fromkeys(ancestors)))
     root, parent = (found.get(run_id or "") for run_id in (snapshot.root_run_id, snapshot.parent_run_id))
     return run_details(run, root, parent, children)
 

@@ -17,14 +17,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from mollifier.backoff import Backoff
 from mollifier.buffer import Buffer, Popped
-from mollifier.errors import BufferUnavailableError
+from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.fairness import Rotation
 from mollifier.findings import tell_popped
-from mollifier.handling import GiveUp, Handler, outcomes_of
+from mollifier.handling import GiveUp, Handler, Outcome, outcomes_of
 from mollifier.leases import Leases
 from mollifier.model import Entry
 from mollifier.settings import Settings
 from mollifier.settling import Settler
+from mollifier.suspects import Turn, turns
 from mollifier.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Drainer:
         self._settings = settings
         self._telemetry = telemetry
         self._sleep = sleep
+        self._jitter = jitter
         self._monotonic = monotonic
         self._settler = Settler(
             buffer, handler, give_up, settings, telemetry, sleep=sleep, jitter=jitter, monotonic=monotonic
@@ -229,13 +231,31 @@ class Drainer:
 
     async def _handle(self, entries: Sequence[Entry], popped_at_s: float) -> None:
         try:
-            outcomes = await outcomes_of(self._handler, entries)
+            away: EngineUnavailableError | None = None
+            for turn in turns(entries, self._settings().drain_max_reclaims, self._jitter):
+                # Of an engine that is away the next turn would only wait in vain.
+                if not await self._handle_turn(turn, popped_at_s, away):
+                    away = EngineUnavailableError("the engine was away a moment ago")
+                    self._engine_paused = True
+                self._drop(turn.entries)
+        finally:
+            self._drop(entries)
+
+    async def _handle_turn(self, turn: Turn, popped_at_s: float, away: EngineUnavailableError | None) -> bool:
+        """Handle and settle; False when the engine could not be reached for some."""
+        try:
+            outcomes: Sequence[Outcome]
+            if (told := away or turn.error) is not None:
+                outcomes = [told] * len(turn.entries)
+            else:
+                outcomes = await outcomes_of(self._handler, turn.entries)
             if None in outcomes:
                 self._engine_backoff.reset()
-            if not await self._settler.settle(entries, outcomes, popped_at_s):
-                self._engine_paused = True
+            return await self._settler.settle(turn.entries, outcomes, popped_at_s)
         except Exception as error:  # noqa: BLE001 - unsettled entries come back when their leases run out
             self._telemetry.faulted("settle", error)
-        finally:
-            self._leases.drop(entries)
-            self._slot_freed.set()
+            return True
+
+    def _drop(self, entries: Sequence[Entry]) -> None:
+        self._leases.drop(entries)
+        self._slot_freed.set()

@@ -110,4 +110,5 @@ def _entry(run_id: str, fields: Mapping[str, bytes], now_ms: int | None) -> Entr
         patches=tuple(fields[f"patch:{index}"] for index in range(int(fields.get("patches", b"0")))),
         bindings=tuple(fields["bindings"].decode().split(",")) if "bindings" in fields else (),
         error=fields["error"].decode("utf-8", "replace") if "error" in fields else None,
+        failed_at_ms=int(fields["failed_ms"]) if "failed_ms" in fields else None,
     )

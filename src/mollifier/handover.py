@@ -81,16 +81,16 @@ async def complete(engine: RunEngine, handover: Handover, outcome: CreateOutcome
             pass
 
 
-async def create_ended(engine: RunEngine, creation: Creation) -> None:
+async def create_ended(engine: RunEngine, creation: Creation) -> CreateOutcome:
     """Record a run whose end is decided, without those of its keys that are other runs' by now. Raises what the engine raises."""
-    ending = creation.ending
-    while ending is not None:
-        (outcome,) = await engine.create_held_runs([msgspec.structs.replace(creation, ending=ending)])
-        match outcome:
-            case Existing(by="request_key" | "idempotency_key" as by) if by not in ending.frees:
-                ending = msgspec.structs.replace(ending, frees=(*ending.frees, by))
+    while True:
+        (outcome,) = await engine.create_held_runs([creation])
+        match outcome, creation.ending:
+            case Existing(by="request_key" | "idempotency_key" as by), Ending() as ending if by not in ending.frees:
+                freer = msgspec.structs.replace(ending, frees=(*ending.frees, by))
+                creation = msgspec.structs.replace(creation, ending=freer)
             case _:
-                return
+                return outcome
 
 
 async def hand_over(engine: RunEngine, entry: Entry, now: datetime, cancelled_at: datetime | None = None) -> None:

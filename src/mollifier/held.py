@@ -7,18 +7,23 @@ from datetime import datetime
 import msgspec
 
 from mollifier import patches, snapshots
+from mollifier.cursors import from_ms
 from mollifier.engine import Creation, Ending, KeyKind
 from mollifier.expiry import EXPIRED_ERROR, expiry_of
 from mollifier.model import Entry, EntryState, Run, RunError, RunStatus
 from mollifier.patches import Patched
 
+FAILURE = "SystemFailure"
+"""The name of the error of a run that was given up."""
 SUPERSEDED = "IdempotencyConflict"
 """The name of the error of a run that gave way to another one with its key."""
 
 
 def patched(entry: Entry) -> Patched:
     """Return the entry's snapshot as its patches leave it. Raises NonRetryableError when it does not parse."""
-    return patches.apply_all(snapshots.decode(entry.payload), patches.decode(entry.patches))
+    left = patches.apply_all(snapshots.decode(entry.payload), patches.decode(entry.patches))
+    # What was changed before is as it was then: whoever asks what may be changed now is told that it has failed.
+    return msgspec.structs.replace(left, has_failed=entry.state is EntryState.FAILED)
 
 
 def run_of(entry: Entry, now: datetime) -> Run:
@@ -31,14 +36,17 @@ def as_run(entry: Entry, held: Patched, now: datetime) -> Run:
     snapshot = held.snapshot
     status = patches.status_at(held, now)
     expired_at = expiry_of(snapshot) if status is RunStatus.EXPIRED else None
+    ended_at = held.cancelled_at or expired_at
     error = EXPIRED_ERROR if status is RunStatus.EXPIRED else None
-    if entry.state is EntryState.FAILED:
-        status, error = RunStatus.SYSTEM_FAILURE, RunError(message=entry.error or "", name="SystemFailure")
+    if held.has_failed:
+        # As it would have been recorded when it was given up.
+        error = RunError(message=entry.error or "", name=FAILURE)
+        ended_at = held.cancelled_at or from_ms(entry.failed_at_ms)
     return Run(
         snapshot=snapshot,
         status=status,
-        updated_at=max(filter(None, (snapshot.created_at, held.changed_at, expired_at))),
-        finished_at=held.cancelled_at or expired_at,
+        updated_at=max(filter(None, (snapshot.created_at, held.changed_at, ended_at))),
+        finished_at=ended_at,
         expired_at=expired_at,
         error=error,
     )

@@ -15,7 +15,7 @@ from datetime import datetime
 
 import msgspec
 
-from mollifier import handover
+from mollifier import handover, held
 from mollifier.engine import CreateOutcome, Ending, RunEngine
 from mollifier.errors import EngineUnavailableError, InvalidRequestError, MollifierError, NonRetryableError
 from mollifier.handling import Handler, Outcome
@@ -42,8 +42,8 @@ class Materialiser:
     async def give_up(self, entry: Entry, error: BaseException) -> bool:
         """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done, or the entry is an audit copy.
 
-        A run that its caller cancelled stays cancelled, and keeps its keys. Raises EngineUnavailableError when the engine cannot be reached: that says
-        nothing of the entry.
+        A run that its caller cancelled stays cancelled, and keeps its keys; one that exists by now stays as it is, with every change of the
+        entry in it. Raises EngineUnavailableError when the engine cannot be reached: that says nothing of the entry.
         """
         if entry.kind is EntryKind.AUDIT:
             return False
@@ -51,12 +51,14 @@ class Materialiser:
             job = _read(entry)
             if not isinstance(job, Handover):
                 return False
-            failure = RunError(message=describe(error), name="SystemFailure")
+            failure = RunError(message=describe(error), name=held.FAILURE)
             ending = job.creation.ending or Ending(
                 status=RunStatus.SYSTEM_FAILURE, at=self._clock(), frees=("idempotency_key",)
             )
             ending = msgspec.structs.replace(ending, error=failure)
-            await handover.create_ended(self._engine, msgspec.structs.replace(job.creation, ending=ending))
+            creation = msgspec.structs.replace(job.creation, ending=ending)
+            outcome = await handover.create_ended(self._engine, creation)
+            await handover.complete(self._engine, job, outcome, self._clock())
         except EngineUnavailableError:
             raise
         except Exception as unwritten:  # noqa: BLE001 - the entry then stays as failed, whatever kept its failure from being written

@@ -9,7 +9,7 @@ An entry's states. Only the scripts in `lua/` move an entry from one to another:
     accept ──> QUEUED ──pop──> DRAINING ──ack──> MATERIALISED (for a short grace)
                  ^                │  │
                  └──── requeue ───┘  └──fail──> FAILED ──discard──> gone
-                 └──── reclaim ───┘      │  (its lease ran out; once too often, and it is FAILED too)
+                 └──── reclaim ───┘      │  (its lease ran out; far too often, and it is FAILED too)
                  └──── revive ───────────┘
 """
 
@@ -272,8 +272,8 @@ class EntryKind(StrEnum):
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One held trigger as the buffer has it.
 
-    `sequence` orders the entries of an environment; `accepted_at_ms` and `not_before_ms` are the server's clock, milliseconds since
-    the epoch. `lease` is the fencing token of the pop that holds it: only its holder may settle the entry.
+    `sequence` orders the entries of an environment; `accepted_at_ms`, `not_before_ms` and `failed_at_ms` are the server's clock,
+    milliseconds since the epoch. `lease` is the fencing token of the pop that holds it: only its holder may settle the entry.
     `patches` are the changes made since, oldest first; `bindings` the digests of the caller's keys that are bound to it. `taken`:
     it has been popped at least once, so its run may be created at any moment.
     """
@@ -295,6 +295,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     patches: tuple[bytes, ...] = ()
     bindings: tuple[str, ...] = ()
     error: str | None = None
+    failed_at_ms: int | None = None
 
 
 # --- the run engine ------------------------------------------------------------------------------------------------

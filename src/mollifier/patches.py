@@ -59,11 +59,15 @@ _decoder = msgspec.msgpack.Decoder(Patch)
 
 
 class Patched(msgspec.Struct, frozen=True):
-    """A held run as its patches leave it; `cancelled_at` is the moment of its cancellation, `changed_at` of its last change."""
+    """A held run as its patches leave it; `cancelled_at` is the moment of its cancellation, `changed_at` of its last change.
+
+    `has_failed`: it was given up, and will not be created.
+    """
 
     snapshot: Snapshot
     cancelled_at: datetime | None = None
     changed_at: datetime | None = None
+    has_failed: bool = False
 
 
 def encode(patch: Patch) -> bytes:
@@ -116,6 +120,8 @@ def status_at(patched: Patched, at: datetime) -> RunStatus:
     snapshot = patched.snapshot
     if patched.cancelled_at is not None:
         return RunStatus.CANCELED
+    if patched.has_failed:
+        return RunStatus.SYSTEM_FAILURE
     expires_at = expiry_of(snapshot)
     if expires_at is not None and expires_at <= at:
         return RunStatus.EXPIRED

@@ -298,6 +298,9 @@ class Runs:
         cancelled_at = patch.at if isinstance(patch, patches.Cancel) else None
         current: Entry | None = entry
         while current is not None and buffer is not None:
+            if cancelled_at is not None and current.state is EntryState.FAILED:
+                # It has ended.
+                return await self._read(current)
             try:
                 if handover.is_taken(current) and not is_away and await self._hand_over(current, cancelled_at):
                     return None

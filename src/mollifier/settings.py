@@ -11,6 +11,9 @@ from mollifier.errors import SettingsError
 
 PREFIX = "MOLLIFIER_"
 
+GIVE_UPS_MAX = 3
+"""How often an entry that is to be given up may come back from those who died while they did it."""
+
 SECRET = frozenset({"database_url", "redis_url", "admin_token"})
 """The fields that are secret, or hold a password."""
 
@@ -132,6 +135,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """What has to be known of an accept before it is answered."""
         kind, _, replicas = self.accept_confirm.partition(":")
         return Confirmation(aof=kind == "aof", replicas=int(replicas or 0))
+
+    @property
+    def max_returns(self) -> int:
+        """How often an entry comes back at all: beyond `drain_max_reclaims`, to be given up instead of handled."""
+        return self.drain_max_reclaims + GIVE_UPS_MAX
 
     @property
     def drains(self) -> bool:

@@ -659,7 +659,7 @@ async def test_entries_that_a_dead_drainer_left_come_back(bench: Bench, redis_cl
     assert bench.outcomes() == {"reclaimed": 1, "acked": 2}
 
 
-async def test_an_entry_that_comes_back_once_too_often_is_told_of_and_handled_no_more(
+async def test_an_entry_that_has_come_back_too_often_is_given_up_unhandled(
     bench: Bench, redis_client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.settings = msgspec.structs.replace(SETTINGS, drain_max_reclaims=0)
@@ -675,9 +675,65 @@ async def test_an_entry_that_comes_back_once_too_often_is_told_of_and_handled_no
         await until(it_is_given_up)
         await until(idle(bench))
     assert handler.run_ids == ["next"]
+    assert bench.outcomes() == {"reclaimed": 1, "failed": 1, "acked": 1}
+    (told,) = [record for record in caplog.records if record.message == "mollifier.entry_failed"]
+    assert vars(told)["fields"]["run_id"] == "deadly"
+    assert "ran out 1 times" in vars(told)["fields"]["error"]
+
+
+async def test_an_entry_that_even_giving_it_up_is_deadly_for_is_a_dead_letter_and_told_of(
+    bench: Bench, redis_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.settings = msgspec.structs.replace(SETTINGS, drain_max_reclaims=0)
+    await hold(bench.buffer, "deadly", "next")
+    for _ in range(bench.settings.max_returns):
+        await take(bench.buffer)
+        await expire_lease(redis_client, bench.buffer.keyspace.of(ORG), "deadly")
+        await bench.buffer.reclaim_expired()
+    await take(bench.buffer)
+    await expire_lease(redis_client, bench.buffer.keyspace.of(ORG), "deadly")
+    handler = Handled()
+
+    async def it_is_a_dead_letter() -> bool:
+        return await bench.state("deadly") is EntryState.FAILED and await bench.state("next") is EntryState.MATERIALISED
+
+    async with bench.draining(handler):
+        await until(it_is_a_dead_letter)
+        await until(idle(bench))
+    assert handler.run_ids == ["next"]
     assert bench.outcomes() == {"reclaim_limit": 1, "acked": 1}
     (told,) = [record for record in caplog.records if record.message == "mollifier.reclaimed_too_often"]
     assert vars(told)["fields"]["run_id"] == "deadly"
+
+
+async def test_what_came_back_is_handled_alone_after_what_has_not(bench: Bench, redis_client: Redis) -> None:
+    await hold(bench.buffer, "a", "b", "c", "d")
+    keys = bench.buffer.keyspace.of(ORG)
+    for run_id in ("a", "b"):
+        assert (await take(bench.buffer)).run_id == run_id
+        await expire_lease(redis_client, keys, run_id)
+    await bench.buffer.reclaim_expired()
+    handler = Handled()
+    async with bench.draining(handler):
+        await until(bench.nothing_is_left)
+    assert handler.batches == [["c", "d"], ["a"], ["b"]]
+
+
+async def test_an_engine_that_is_away_is_asked_once_for_all_that_came_back(bench: Bench, redis_client: Redis) -> None:
+    await hold(bench.buffer, "a", "b", "c")
+    for entry in [await take(bench.buffer) for _ in range(3)]:
+        await expire_lease(redis_client, bench.buffer.keyspace.of(ORG), entry.run_id)
+    await bench.buffer.reclaim_expired()
+    asked: list[str] = []
+
+    async def handle(entries: Sequence[Entry]) -> Sequence[Outcome]:
+        asked.extend(entry.run_id for entry in entries)
+        return [EngineUnavailableError("away") if len(asked) == 1 else None for _ in entries]
+
+    async with bench.draining(handle):
+        await until(bench.nothing_is_left)
+    assert asked == ["a", "a", "b", "c"]
+    assert bench.outcomes() == {"requeued": 3, "acked": 3}
 
 
 async def test_every_lease_is_extended_while_its_handler_is_at_work(bench: Bench, redis_client: Redis) -> None:

@@ -1,4 +1,4 @@
-"""The reclaim limit: an entry whose handlers keep dying ends as failed, whatever its attempts."""
+"""The last limit of reclaims: an entry that kills those who give it up, too, ends as a dead letter, whatever its attempts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from mollifier.buffer import Accepted, Buffer, Reclaimed
 from mollifier.keys import PartitionKeys
 from mollifier.model import EntryKind, EntryState
 from mollifier.server import Server
+from mollifier.settings import GIVE_UPS_MAX
 from tests.core.support import ENV, ORG, SETTINGS, bound, drain_ids, execute, expire_lease, hold, lifetime_ms, take
 
-LIMIT = 2
+LIMIT = GIVE_UPS_MAX + 1
 
 pytestmark = pytest.mark.leaves_keys
 
 
 @pytest.fixture
 def buffer(redis_client: Redis) -> Buffer:
-    limited = msgspec.structs.replace(SETTINGS, drain_max_reclaims=LIMIT)
+    limited = msgspec.structs.replace(SETTINGS, drain_max_reclaims=1)
     return Buffer(Server(redis_client), lambda: limited)
 
 
@@ -44,7 +45,7 @@ async def test_an_entry_comes_back_as_often_as_the_limit_says_and_then_fails_wit
     assert (entry.state, entry.attempts, entry.reclaims, entry.lease) == (EntryState.FAILED, 0, LIMIT + 1, 0)
     assert entry.payload == b"payload"
     assert entry.error is not None
-    assert "ran out 3 times" in entry.error
+    assert f"ran out {LIMIT + 1} times" in entry.error
     counts = await buffer.counts()
     assert (counts.failed, counts.left) == (1, 1)
     assert await buffer.pop(ORG, ENV) is None

@@ -43,7 +43,7 @@ class Letters(Part):
             return b"alive"
         fields, end_ms = store.hashes[entry], self.end_ms(entry)
         self.queue_again(fields)
-        for name in ("error", "attempts", "reclaims", "not_before_ms"):
+        for name in ("error", "failed_ms", "attempts", "reclaims", "not_before_ms"):
             fields.pop(name, None)
         store.remove(failed, run_id)
         records = Records(store, owners, usage)

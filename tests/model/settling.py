@@ -109,7 +109,7 @@ class Settling(Part):
             verdict = b"evicted"
         if self.let_go(verdict, draining, run_id):
             fields = self.store.hashes[entry]
-            fields.update(state=b"FAILED", error=error.encode())
+            fields.update(state=b"FAILED", error=error.encode(), failed_ms=b"%d" % self.store.now_ms)
             fields.pop("lease")
             count(fields, "attempts", 1)
             self.store.add(failed, run_id, self.store.now_ms, self.end_ms(entry))

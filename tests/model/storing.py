@@ -102,7 +102,7 @@ class Storing(Part):
         fields = self.store.hashes.get(entry)
         if fields is None or "state" not in fields:
             return b"missing"
-        if fields["state"] not in (b"QUEUED", b"DRAINING"):
+        if fields["state"] == b"MATERIALISED":
             return b"stale"
         if (int(fields.get("patches", b"0")), "taken" in fields) != (patches, bool(taken)):
             return b"changed"

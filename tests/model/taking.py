@@ -108,7 +108,7 @@ class Taking(Part):
         count(fields, "reclaims", 1)
         if (reclaims := int(fields["reclaims"])) > max_reclaims:
             reason = f"ReclaimLimit: its lease ran out {reclaims} times; whoever handled it died or hung each time"
-            fields.update(state=b"FAILED", error=reason.encode())
+            fields.update(state=b"FAILED", error=reason.encode(), failed_ms=b"%d" % store.now_ms)
             store.add(failed, run_id, store.now_ms, end_ms)
             self.unbind(binding, run_id)
             return b"failed"

@@ -139,7 +139,7 @@ class Taking(Part):
     async def reclaim_expired(self, limit: int = 100) -> Reclaimed:
         """Put back entries whose lease ran out (their holder died), up to `limit` per partition.
 
-        One that has come back `drain_max_reclaims` times before is given up: it stays, FAILED, and its idempotency key is free.
+        One that has come back `max_returns` times before is a dead letter: it stays, FAILED, and its idempotency key is free.
         """
         now_ms = await self._server.now_ms()
         partitions = self.keyspace.partitions
@@ -210,7 +210,7 @@ class Taking(Part):
             run_id=run_id,
             env_id=env_id,
             org_id=org_id,
-            max_reclaims=self._settings().drain_max_reclaims,
+            max_reclaims=self._settings().max_returns,
         )
 
 

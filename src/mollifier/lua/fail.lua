@@ -23,10 +23,11 @@
 local verdict = holds(KEYS[1], ARGV[2])
 if verdict ~= 'stale' then redis.call('ZREM', KEYS[2], ARGV[1]) end
 if verdict == 'held' then
-  redis.call('HSET', KEYS[1], 'state', 'FAILED', 'error', ARGV[3])
+  local now = string.format('%.0f', now_ms())
+  redis.call('HSET', KEYS[1], 'state', 'FAILED', 'error', ARGV[3], 'failed_ms', now)
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
   redis.call('HDEL', KEYS[1], 'lease')
-  add(KEYS[3], string.format('%.0f', now_ms()), ARGV[1], ttl_of(KEYS[1]))
+  add(KEYS[3], now, ARGV[1], ttl_of(KEYS[1]))
   for i = 7, #KEYS do unbind(KEYS[i], ARGV[1]) end
 elseif verdict == 'missing' and bury(KEYS[5], KEYS[6], KEYS[4], KEYS[3], ARGV[1], ARGV[4], ARGV[5], now_ms()) then
   return 'evicted'

@@ -10,10 +10,10 @@
 --       2 patches  how many changes the entry had when it was read
 --       3 patch    opaque bytes
 --       4 taken    whether it had been popped when it was read: 1 or 0
--- Returns 'held' (appended) | 'changed' (read it again) | 'missing' | 'stale' (the run exists, or will not: change it there)
+-- Returns 'held' (appended) | 'changed' (read it again) | 'missing' | 'stale' (the run exists: change it there)
 local found = redis.call('HMGET', KEYS[1], 'state', 'patches', 'taken')
 if not found[1] then return 'missing' end
-if found[1] ~= 'QUEUED' and found[1] ~= 'DRAINING' then return 'stale' end
+if found[1] == 'MATERIALISED' then return 'stale' end
 if (found[2] or '0') ~= ARGV[2] or (found[3] or '0') ~= ARGV[4] then return 'changed' end
 redis.call('HSET', KEYS[1], 'patch:' .. ARGV[2], ARGV[3])
 redis.call('HINCRBY', KEYS[1], 'patches', 1)

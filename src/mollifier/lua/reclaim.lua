@@ -1,7 +1,8 @@
--- Put an entry whose lease ran out back to its place in the queue; give it up when that has happened too often.
+-- Put an entry whose lease ran out back to its place in the queue; make a dead letter of it when that has happened too often.
 --
 -- An entry that whoever handles it dies of would otherwise come back for ever. Reclaims are counted apart from attempts: a crash says
--- little of the entry, so many of them do.
+-- little of the entry, so many of them do. Whoever pops one that has come back often gives it up, as a run that failed; this is for one
+-- that kills those, too.
 -- @include index
 -- @include clock
 -- @include entry
@@ -43,8 +44,9 @@ redis.call('HDEL', KEYS[1], 'lease')
 local reclaims = redis.call('HINCRBY', KEYS[1], 'reclaims', 1)
 if reclaims > tonumber(ARGV[4]) then
   local error = 'ReclaimLimit: its lease ran out ' .. reclaims .. ' times; whoever handled it died or hung each time'
-  redis.call('HSET', KEYS[1], 'state', 'FAILED', 'error', error)
-  add(KEYS[6], string.format('%.0f', now), ARGV[1], ttl)
+  local at = string.format('%.0f', now)
+  redis.call('HSET', KEYS[1], 'state', 'FAILED', 'error', error, 'failed_ms', at)
+  add(KEYS[6], at, ARGV[1], ttl)
   for i = 10, #KEYS do unbind(KEYS[i], ARGV[1]) end
   return 'failed'
 end

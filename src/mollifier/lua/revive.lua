@@ -34,7 +34,7 @@ if is_alive(fields.state, fields.seq, ARGV[1], KEYS[2], KEYS[3], KEYS[6]) then r
 
 local ttl = ttl_of(KEYS[1])
 redis.call('ZREM', KEYS[7], ARGV[1])
-redis.call('HDEL', KEYS[1], 'error', 'lease', 'attempts', 'reclaims', 'not_before_ms')
+redis.call('HDEL', KEYS[1], 'error', 'failed_ms', 'lease', 'attempts', 'reclaims', 'not_before_ms')
 redis.call('HSET', KEYS[1], 'state', 'QUEUED')
 if fields.kind == 'held' and not read_record(KEYS[9], ARGV[1]) then
   local bytes = #fields.payload

@@ -16,6 +16,7 @@ no two names alias, whatever the ids contain; customers' text (task ids, idempot
 | `mollifier:{p07}:failed`      | sorted set | dead letters by the time they died        | until each is revived or discarded       |
 | `mollifier:{p07}:entry:R`     | hash       | the entry of run R                        | audit: its TTL; held: until settled      |
 | `mollifier:{p07}:held:E`      | sorted set | held runs of E by the trigger's moment    | while something is held                  |
+| `mollifier:{p07}:children:E`  | sorted set | held runs of E by their parent's digest    | while something is held that has one     |
 | `mollifier:{p07}:owners`      | hash       | held runs: bytes, env and org of each     | while something is held, or evicted      |
 | `mollifier:{p07}:usage`       | hash       | held entries and bytes, by org and by env | while something is held                  |
 | `mollifier:{p07}:idempotency:D` | string   | who a caller's key (by digest) belongs to | a claim, its deadline; a binding, its TTL |
@@ -89,6 +90,10 @@ class PartitionKeys(msgspec.Struct, frozen=True):
         """Held runs of an environment, for lists: queued, waiting and leased ones alike."""
         return self._key(f"held:{env_id}")
 
+    def children(self, env_id: str) -> str:
+        """Held runs of an environment that another run triggered, each under that one's `parent_number`."""
+        return self._key(f"children:{env_id}")
+
     def waiting(self, env_id: str) -> str:
         """Runs of an environment that wait for their not-before time."""
         return self._key(f"waiting:{env_id}")
@@ -132,6 +137,14 @@ _IDEMPOTENCY, _REQUEST = "0", "1"
 def idempotency_digest(env_id: str, task_id: str, key: str) -> str:
     """Name an idempotency key without its text."""
     return _digest(_IDEMPOTENCY, env_id, task_id, key)
+
+
+def parent_number(run_id: str) -> int:
+    """Name a parent by a number, which is what sorted sets are ordered by: as many bits of a digest as one keeps exactly.
+
+    Of two parents with one number, whoever reads the children's entries can tell whose they are.
+    """
+    return int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "big") >> 11
 
 
 def request_digest(env_id: str, key: str) -> str:

@@ -19,7 +19,7 @@ from mollifier.entries import Owner, fault_in
 from mollifier.errors import NonRetryableError
 from mollifier.model import EntryKind, EntryState, Snapshot
 
-_RECLAIM_LIMIT = b"ReclaimLimit:"
+_RECLAIM_LIMIT = b"ReclaimLimit"
 _EVICTED = "the buffer's server let go of its entry: the payload is lost"
 _EXPIRED = "nothing is left of it: an audit copy whose time is up, or an entry that was settled after all"
 _MENDED = "its entry reads as one again"

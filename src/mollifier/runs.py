@@ -18,7 +18,6 @@ import msgspec
 
 from mollifier import handover, held, listing, patches
 from mollifier.buffer import Buffer
-from mollifier.cursors import as_us
 from mollifier.engine import RunEngine
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
 from mollifier.keys import idempotency_digest
@@ -95,20 +94,18 @@ class Runs:
         """
         run_ids = dict.fromkeys(run.children[:limit])
         if (buffer := self._holding()) is not None:
-            from_us = as_us(run.snapshot.created_at)
             # What is held is looked at first: a child that moves in between is then in the engine. With the buffer away, its own are missed.
             held_ids: Sequence[str] = ()
             with suppress(BufferUnavailableError):
-                held_ids = await buffer.held_children(
-                    environment.org_id, environment.id, run.id, from_us=from_us, limit=limit
-                )
+                held_ids = await buffer.held_children(environment.org_id, environment.id, run.id, limit)
             if held_ids or self._settings().divert:
                 with suppress(EngineUnavailableError):
                     # A run that is held itself may have children that passed the gate.
                     run_ids.update(dict.fromkeys(await self._engine.get_children(environment.id, run.id, limit)))
                 run_ids.update(dict.fromkeys(held_ids))
         found = await self.get_reachable(environment, tuple(run_ids))
-        return sorted(found.values(), key=lambda child: (child.snapshot.created_at, child.id))[:limit]
+        children = (child for child in found.values() if child.snapshot.parent_run_id == run.id)
+        return sorted(children, key=lambda child: (child.snapshot.created_at, child.id))[:limit]
 
     async def list(self, environment: Environment, query: RunFilter) -> RunPage:
         """Return one page of the environment's runs, held ones included, newest first; without what the runs carry (see `RunPage`)."""

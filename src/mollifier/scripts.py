@@ -153,6 +153,7 @@ def accept(
     usage: str,
     waiting: str,
     draining: str,
+    children: str,
     binding: Sequence[str],
     run_id: str,
     env_id: str,
@@ -168,7 +169,7 @@ def accept(
     expires_ms: Sequence[int],
 ) -> Call[AcceptReply]:
     """Store one entry; see `lua/accept.lua`."""
-    keys = (entry, queue, envs, orgs, seq, held, failed, owners, usage, waiting, draining, *binding)
+    keys = (entry, queue, envs, orgs, seq, held, failed, owners, usage, waiting, draining, children, *binding)
     args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, parent, *expires_ms)
     return Call(load("accept"), keys, args, _accepted)
 
@@ -190,6 +191,7 @@ def pop(
     held: str,
     owners: str,
     usage: str,
+    children: str,
     entry: Sequence[str],
     env_id: str,
     org_id: str,
@@ -198,15 +200,23 @@ def pop(
     run_id: Sequence[str],
 ) -> Call[PoppedFields]:
     """Take the oldest entries under a lease; see `lua/pop.lua`."""
-    keys = (queue, waiting, envs, orgs, draining, failed, seq, held, owners, usage, *entry)
+    keys = (queue, waiting, envs, orgs, draining, failed, seq, held, owners, usage, children, *entry)
     return Call(load("pop"), keys, (env_id, org_id, lease_ms, take, *run_id), _popped)
 
 
 def ack(
-    *, draining: str, held: str, owners: str, usage: str, entries: Sequence[str], grace_ms: int, runs: Sequence[str]
+    *,
+    draining: str,
+    held: str,
+    owners: str,
+    usage: str,
+    children: str,
+    entries: Sequence[str],
+    grace_ms: int,
+    runs: Sequence[str],
 ) -> Call[tuple[Settlement | BufferUnavailableError, ...]]:
     """Settle entries of one environment whose runs exist; see `lua/ack.lua`. Each has its own answer, in order."""
-    return Call(load("ack"), (draining, held, owners, usage, *entries), (grace_ms, *runs), _settlements)
+    return Call(load("ack"), (draining, held, owners, usage, children, *entries), (grace_ms, *runs), _settlements)
 
 
 def requeue(
@@ -221,6 +231,7 @@ def requeue(
     held: str,
     owners: str,
     usage: str,
+    children: str,
     run_id: str,
     env_id: str,
     org_id: str,
@@ -229,7 +240,7 @@ def requeue(
     attempts: int,
 ) -> Call[Settlement]:
     """Put a leased entry back; see `lua/requeue.lua`."""
-    keys = (entry, queue, waiting, envs, orgs, draining, failed, held, owners, usage)
+    keys = (entry, queue, waiting, envs, orgs, draining, failed, held, owners, usage, children)
     return Call(load("requeue"), keys, (run_id, env_id, org_id, lease, not_before_ms, attempts), _settlement)
 
 
@@ -241,6 +252,7 @@ def fail(
     held: str,
     owners: str,
     usage: str,
+    children: str,
     binding: Sequence[str],
     run_id: str,
     lease: int,
@@ -249,7 +261,7 @@ def fail(
     org_id: str,
 ) -> Call[Settlement]:
     """Give an entry up; see `lua/fail.lua`."""
-    keys = (entry, draining, failed, held, owners, usage, *binding)
+    keys = (entry, draining, failed, held, owners, usage, children, *binding)
     return Call(load("fail"), keys, (run_id, lease, error, env_id, org_id), _settlement)
 
 
@@ -294,6 +306,7 @@ def reclaim(
     held: str,
     owners: str,
     usage: str,
+    children: str,
     binding: Sequence[str],
     run_id: str,
     env_id: str,
@@ -301,7 +314,7 @@ def reclaim(
     max_reclaims: int,
 ) -> Call[ReclaimReply]:
     """Put back an entry whose lease ran out, or give it up; see `lua/reclaim.lua`."""
-    keys = (entry, queue, envs, orgs, draining, failed, held, owners, usage, *binding)
+    keys = (entry, queue, envs, orgs, draining, failed, held, owners, usage, children, *binding)
     return Call(load("reclaim"), keys, (run_id, env_id, org_id, max_reclaims), _reclaimed)
 
 
@@ -317,15 +330,17 @@ def revive(
     held: str,
     owners: str,
     usage: str,
+    children: str,
     run_id: str,
     env_id: str,
     org_id: str,
     created_us: int,
+    parent: str,
     wake: str,
 ) -> Call[ReviveReply]:
     """Put a dead letter back to its place in the queue; see `lua/revive.lua`."""
-    keys = (entry, queue, waiting, envs, orgs, draining, failed, held, owners, usage)
-    return Call(load("revive"), keys, (run_id, env_id, org_id, created_us, wake), _revived)
+    keys = (entry, queue, waiting, envs, orgs, draining, failed, held, owners, usage, children)
+    return Call(load("revive"), keys, (run_id, env_id, org_id, created_us, parent, wake), _revived)
 
 
 def discard(
@@ -338,11 +353,12 @@ def discard(
     held: str,
     owners: str,
     usage: str,
+    children: str,
     binding: Sequence[str],
     run_id: str,
 ) -> Call[DiscardReply]:
     """Drop a dead letter for good; see `lua/discard.lua`."""
-    keys = (entry, queue, waiting, draining, failed, held, owners, usage, *binding)
+    keys = (entry, queue, waiting, draining, failed, held, owners, usage, children, *binding)
     return Call(load("discard"), keys, (run_id,), _discarded)
 
 

@@ -422,6 +422,7 @@ async def test_a_lease_that_was_extended_after_it_was_listed_is_not_reclaimed(
         held=keys.held(ENV),
         owners=keys.owners,
         usage=keys.usage,
+        children=keys.children(ENV),
         binding=[],
         run_id="run",
         env_id=ENV,

@@ -24,6 +24,8 @@ NAMED = [
     PartitionKeys.envs,
     PartitionKeys.queue,
     PartitionKeys.waiting,
+    PartitionKeys.held,
+    PartitionKeys.children,
     PartitionKeys.entry,
     PartitionKeys.idempotency,
     PartitionKeys.rate,

@@ -22,6 +22,7 @@ from mollifier.keys import PartitionKeys
 from mollifier.letters import Letter, LetterPlace, Reason
 from mollifier.model import EntryKind, Snapshot
 from mollifier.server import Server
+from mollifier.settings import GIVE_UPS_MAX
 from tests.core.support import (
     ENV,
     ORG,
@@ -38,7 +39,12 @@ from tests.core.support import (
 
 HELD, AUDIT = EntryKind.HELD, EntryKind.AUDIT
 SNAPSHOT = Snapshot(
-    run_id="run", org_id=ORG, env_id=ENV, task_id="echo", created_at=datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+    run_id="run",
+    org_id=ORG,
+    env_id=ENV,
+    task_id="echo",
+    created_at=datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC),
+    parent_run_id="parent",
 )
 PAYLOAD = snapshots.encode(SNAPSHOT)
 
@@ -101,6 +107,10 @@ async def give_up(buffer: Buffer, redis: Redis, keys: PartitionKeys) -> None:
 
 
 async def kill_its_drainers(buffer: Buffer, redis: Redis, keys: PartitionKeys) -> None:
+    for _ in range(GIVE_UPS_MAX):
+        await take(buffer)
+        await expire_lease(redis, keys, "run")
+        assert (await buffer.reclaim_expired()).returned == ("run",)
     await take(buffer)
     await expire_lease(redis, keys, "run")
     assert (await buffer.reclaim_expired()).failed == ("run",)
@@ -135,7 +145,7 @@ async def evict(buffer: Buffer, redis: Redis, keys: PartitionKeys) -> None:
 
 DEATHS: Mapping[str, Death] = {
     "attempts exhausted": Death(give_up, Reason.FAILED, "ValueError: no room"),
-    "drainers died": Death(kill_its_drainers, Reason.RECLAIM_LIMIT, "its lease ran out 1 times"),
+    "drainers died": Death(kill_its_drainers, Reason.RECLAIM_LIMIT, "its lease ran out 4 times"),
     "malformed": Death(spoil, Reason.MALFORMED, "field 'accepted_ms' is not a number"),
     "malformed under a lease": Death(spoil_while_it_is_drained, Reason.MALFORMED, "field 'seq' is not a number"),
     "damaged ids": Death(misplace, Reason.MALFORMED, "fields 'org' and 'env'"),
@@ -281,6 +291,7 @@ async def test_an_evicted_entry_that_was_restored_is_revived_counted_and_listed_
     state = await state_of(redis_client)
     assert [state[key] for key in (keys.owners, keys.usage)] == [before[key] for key in (keys.owners, keys.usage)]
     assert state[keys.held(ENV)] == [(b"run", as_us(SNAPSHOT.created_at))]
+    assert await buffer.held_children(ORG, ENV, "parent", 100) == ["run"]
     assert await drain_ids(buffer) == ["run"]
 
 
@@ -471,7 +482,7 @@ async def test_an_audit_copy_whose_ids_are_no_text_keeps_nobody_from_being_recla
     for run_id in ("run", "other"):
         await expire_lease(redis_client, keys, run_id)
     reclaimed = await buffer.reclaim_expired()
-    assert (reclaimed.malformed, reclaimed.failed) == (("run",), ("other",))
+    assert (reclaimed.malformed, reclaimed.returned) == (("run",), ("other",))
     assert (await letter(buffer)).org_id is None
     assert await discard(buffer) == "discarded"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mollifier.buffer import reading, storing
 from mollifier.model import Environment
 from tests.divert.conftest import ENVIRONMENT, House
 
@@ -70,3 +71,18 @@ async def test_a_held_runs_child_that_passed_the_gate_is_known_while_its_parent_
 
     assert await house.created(child) is not None
     assert await children(house, parent) == [child]
+
+
+async def test_children_of_two_parents_that_share_a_number_are_told_apart(
+    holding: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_number(_run_id: str) -> int:
+        return 1
+
+    for part in (storing, reading):
+        monkeypatch.setattr(part, "parent_number", one_number)
+    first, second = await holding.trigger(), await holding.trigger()
+    of_first, of_second = [await holding.trigger(parent_run_id=parent) for parent in (first, second)]
+
+    assert await children(holding, first) == [of_first]
+    assert await children(holding, second) == [of_second]

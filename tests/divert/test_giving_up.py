@@ -100,7 +100,7 @@ async def failed_in_both_stores(house: House, **options: Any) -> tuple[str, str]
     assert entry is not None
     snapshot = (await get(house, created_id)).snapshot
     error = RunError(message="ValueError: boom", name="SystemFailure")
-    ending = Ending(status=RunStatus.SYSTEM_FAILURE, at=datetime.now(UTC), error=error, frees_keys=True)
+    ending = Ending(status=RunStatus.SYSTEM_FAILURE, at=datetime.now(UTC), error=error, frees=("idempotency_key",))
     await house.create(Creation(snapshot=snapshot, ending=ending))
     assert await house.buffer.ack(entry) == "held"
     return held_id, created_id

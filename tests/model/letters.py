@@ -25,10 +25,12 @@ class Letters(Part):
         held: str,
         owners: str,
         usage: str,
+        children: str,
         run_id: str,
         env_id: str,
         org_id: str,
         created_us: int,
+        parent: str,
         wake: str,
     ) -> Any:
         """A dead letter that is whole is queued again, in its place, as if it were new; a held one is counted and listed."""
@@ -52,6 +54,8 @@ class Letters(Part):
             records.put(run_id, size, env_id.encode(), org_id.encode())
             if run_id not in store.sets.get(held, {}):
                 store.add(held, run_id, created_us, end_ms)
+            if parent:
+                store.add(children, run_id, int(parent), end_ms)
         if queue not in store.sets:
             store.on_publish(wake)
         store.add(queue, run_id, int(fields["seq"]), end_ms)
@@ -69,6 +73,7 @@ class Letters(Part):
         held: str,
         owners: str,
         usage: str,
+        children: str,
         binding: Sequence[str],
         run_id: str,
     ) -> Any:
@@ -80,6 +85,7 @@ class Letters(Part):
         if not self._is_alive(entry, run_id, queue=queue, waiting=waiting, draining=draining):
             store.delete(entry)
             store.remove(held, run_id)
+            store.remove(children, run_id)
             Records(store, owners, usage).take_away(run_id)
             self.unbind(binding, run_id)
         return b"discarded"

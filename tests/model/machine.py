@@ -129,14 +129,15 @@ class BufferMachine(RuleBasedStateMachine):
                 any_digests,
                 any_token,
                 any_moment,
+                st.none() | any_pick,
             ),
             min_size=1,
             max_size=3,
         ),
     )
-    def accept(self, wanted: list[tuple[Ready, int | None, EntryKind, tuple[str, ...], str, int]]) -> None:
+    def accept(self, wanted: list[tuple[Ready, int | None, EntryKind, tuple[str, ...], str, int, int | None]]) -> None:
         acceptances: list[Acceptance] = []
-        for ready, again, kind, digests, token, moment_ms in wanted:
+        for ready, again, kind, digests, token, moment_ms, parent in wanted:
             runs = list(self.owners)
             run_id = picked(runs, again) if runs and again is not None else f"run-{len(runs)}"
             owner = self.owners.setdefault(run_id, ready)
@@ -148,6 +149,7 @@ class BufferMachine(RuleBasedStateMachine):
                     payload=b"payload of " + run_id.encode(),
                     kind=kind,
                     created_us=(self._now_ms + moment_ms) * 1000,
+                    parent_run_id=picked(runs, parent) if runs and parent is not None else None,
                     bindings=[Binding(digest, self._now_ms + 2 * moment_ms) for digest in digests],
                     token=token,
                 )
@@ -216,6 +218,7 @@ class BufferMachine(RuleBasedStateMachine):
             held=keys.held(ready.env_id),
             owners=keys.owners,
             usage=keys.usage,
+            children=keys.children(ready.env_id),
             entry=[keys.entry(run_id) for run_id in run_ids],
             env_id=ready.env_id,
             org_id=ready.org_id,
@@ -251,6 +254,7 @@ class BufferMachine(RuleBasedStateMachine):
             held=keys.held(owner.env_id),
             owners=keys.owners,
             usage=keys.usage,
+            children=keys.children(owner.env_id),
             binding=[keys.idempotency(DIGESTS[0])],
             run_id=run_id,
             env_id=owner.env_id,
@@ -344,6 +348,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.twins.both(lambda buffer: buffer.counts())
         self.twins.both(lambda buffer: buffer.list_entries(org_id, env_id))
         self.twins.both(lambda buffer: buffer.bound_run(org_id, DIGESTS[0]))
+        self.twins.both(lambda buffer: buffer.held_children(org_id, env_id, f"run-{limit}", limit))
         self.twins.both(
             lambda buffer: buffer.held_places(org_id, env_id, beyond=beyond, newest_first=newest_first, limit=limit)
         )

@@ -45,11 +45,12 @@ class Records:
         self._add_up()
         return was_known
 
-    def bury(self, run_id: str, env: str, org: str, *, held: str, failed: str) -> bool:
+    def bury(self, run_id: str, env: str, org: str, *, held: str, children: str, failed: str) -> bool:
         """Make a dead letter of a held run whose entry vanished; False when it is none, or one already."""
         found = self.of(run_id)
         was_listed = run_id in self._store.sets.get(held, {})
         self._store.remove(held, run_id)
+        self._store.remove(children, run_id)
         if found is None and not was_listed:
             return False
         if found is not None and found[0] is None and run_id in self._store.sets.get(failed, {}):

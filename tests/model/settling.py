@@ -19,6 +19,7 @@ class Settling(Part):
         held: str,
         owners: str,
         usage: str,
+        children: str,
         entries: Sequence[str],
         grace_ms: int,
         runs: Sequence[str],
@@ -36,6 +37,7 @@ class Settling(Part):
             elif verdict != b"stale":
                 settled.add(run_id)
                 self.store.remove(held, run_id)
+                self.store.remove(children, run_id)
                 Records(self.store, owners, usage).take_away(run_id)
                 if self.let_go(verdict, draining, run_id):
                     fields["state"] = b"MATERIALISED"
@@ -57,6 +59,7 @@ class Settling(Part):
         held: str,
         owners: str,
         usage: str,
+        children: str,
         run_id: str,
         env_id: str,
         org_id: str,
@@ -67,7 +70,7 @@ class Settling(Part):
         """The entry is back in its place, or waits outside the queue for its moment."""
         verdict = self.holds(entry, lease)
         if verdict == b"missing" and Records(self.store, owners, usage).bury(
-            run_id, env_id, org_id, held=held, failed=failed
+            run_id, env_id, org_id, held=held, children=children, failed=failed
         ):
             verdict = b"evicted"
         if not self.let_go(verdict, draining, run_id):
@@ -94,6 +97,7 @@ class Settling(Part):
         held: str,
         owners: str,
         usage: str,
+        children: str,
         binding: Sequence[str],
         run_id: str,
         lease: int,
@@ -104,7 +108,7 @@ class Settling(Part):
         """The entry is given up: kept, listed, its keys free."""
         verdict = self.holds(entry, lease)
         if verdict == b"missing" and Records(self.store, owners, usage).bury(
-            run_id, env_id, org_id, held=held, failed=failed
+            run_id, env_id, org_id, held=held, children=children, failed=failed
         ):
             verdict = b"evicted"
         if self.let_go(verdict, draining, run_id):

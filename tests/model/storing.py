@@ -27,6 +27,7 @@ class Storing(Part):
         usage: str,
         waiting: str,
         draining: str,
+        children: str,
         binding: Sequence[str],
         run_id: str,
         env_id: str,
@@ -70,8 +71,6 @@ class Storing(Part):
         store.live(entry, end_ms)
         if digests:
             store.hashes[entry]["bindings"] = digests.encode()
-        if parent:
-            store.hashes[entry]["parent"] = parent.encode()
         for key, expiry_ms in zip(binding, expires_ms, strict=True):
             store.put(key, b"run:" + run_id.encode(), expiry_ms)
         if kind == "held":
@@ -80,6 +79,8 @@ class Storing(Part):
                 store.remove(failed, run_id)
             records.put(run_id, len(payload), env_id.encode(), org_id.encode())
             store.add(held, run_id, created_us, end_ms)
+            if parent:
+                store.add(children, run_id, int(parent), end_ms)
         if queue not in store.sets:
             store.on_publish(wake)
         store.add(queue, run_id, number, end_ms)

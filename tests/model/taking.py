@@ -30,6 +30,7 @@ class Taking(Part):
         held: str,
         owners: str,
         usage: str,
+        children: str,
         entry: Sequence[str],
         env_id: str,
         org_id: str,
@@ -52,7 +53,7 @@ class Taking(Part):
             key = entry_of[run]
             store.remove(queue, run)
             if not store.exists(key):
-                if records.bury(run, env_id, org_id, held=held, failed=failed):
+                if records.bury(run, env_id, org_id, held=held, children=children, failed=failed):
                     evicted.append(run.encode())
                 else:
                     dropped += 1
@@ -82,6 +83,7 @@ class Taking(Part):
         held: str,
         owners: str,
         usage: str,
+        children: str,
         binding: Sequence[str],
         run_id: str,
         env_id: str,
@@ -95,7 +97,9 @@ class Taking(Part):
             return b"stale"
         store.remove(draining, run_id)
         if not store.exists(entry):
-            was_held = Records(store, owners, usage).bury(run_id, env_id, org_id, held=held, failed=failed)
+            was_held = Records(store, owners, usage).bury(
+                run_id, env_id, org_id, held=held, children=children, failed=failed
+            )
             return b"evicted" if was_held else b"missing"
         end_ms = self.end_ms(entry)
         if not self.reads_as_entry(entry, env_id, org_id):

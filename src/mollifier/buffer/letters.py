@@ -14,7 +14,7 @@ from mollifier.buffer.part import Part, members_of, scored
 from mollifier.cursors import as_us
 from mollifier.entries import Owner, digests_of, named, owner_of
 from mollifier.errors import BufferUnavailableError
-from mollifier.keys import WAKE, PartitionKeys
+from mollifier.keys import WAKE, PartitionKeys, parent_number
 from mollifier.letters import Letter, LetterPage, LetterPlace, Remains, letter_of
 from mollifier.server import Command
 
@@ -212,10 +212,12 @@ class Letters(Part):
             held=keys.held(env_id),
             owners=keys.owners,
             usage=keys.usage,
+            children=keys.children(env_id),
             run_id=run_id,
             env_id=env_id,
             org_id=org_id,
             created_us=_created_us(remains),
+            parent=_parent(remains),
             wake=WAKE,
         )
 
@@ -231,6 +233,7 @@ class Letters(Part):
             held=keys.held(env_id),
             owners=keys.owners,
             usage=keys.usage,
+            children=keys.children(env_id),
             binding=[keys.idempotency(digest) for digest in digests_of((remains.fields or {}).get("bindings"))],
             run_id=run_id,
         )
@@ -265,6 +268,12 @@ def _created_us(remains: Remains) -> int:
     if snapshot is not None:
         return as_us(snapshot.created_at)
     return (letter_of(remains).accepted_at_ms or 0) * 1000
+
+
+def _parent(remains: Remains) -> str:
+    """Return what its parent's children are found by; where its payload does not tell, nothing."""
+    parent = remains.snapshot.parent_run_id if remains.snapshot is not None else None
+    return "" if parent is None else str(parent_number(parent))
 
 
 def _without_payload(letter: Letter) -> Letter:

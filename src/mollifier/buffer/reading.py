@@ -9,11 +9,9 @@ from mollifier.buffer.outcomes import HeldPlace
 from mollifier.buffer.part import Part, members_of, scored
 from mollifier.errors import MalformedEntryError
 from mollifier.inspection import Counts
+from mollifier.keys import parent_number
 from mollifier.model import Entry
 from mollifier.server import Command
-
-_CHILDREN_CHUNK = 500
-_CHILDREN_CHUNKS_MAX = 20
 
 
 class Reading(Part):
@@ -76,27 +74,15 @@ class Reading(Part):
             places = [place for place in there if (place < beyond if newest_first else place > beyond)] + places
         return places[:limit]
 
-    async def held_children(
-        self, org_id: str, env_id: str, parent_run_id: str, *, from_us: int, limit: int
-    ) -> list[str]:
-        """Return up to `limit` held runs that the run triggered, oldest first; `from_us` is its own moment, before which it has none.
+    async def held_children(self, org_id: str, env_id: str, parent_run_id: str, limit: int) -> list[str]:
+        """Return up to `limit` held runs that the run triggered, by id; ids that are made by time have the oldest first. One round trip.
 
-        The index names every held run of the environment, so it is read in chunks, of each entry one field; never more than 10,000.
+        Another parent with the same `parent_number` has its children among them: the entries tell.
         """
-        keys = self.keyspace.of(org_id)
-        children: list[str] = []
-        place: HeldPlace | None = None
-        for _ in range(_CHILDREN_CHUNKS_MAX):
-            places = await self.held_places(
-                org_id, env_id, beyond=place, newest_first=False, limit=_CHILDREN_CHUNK, from_us=from_us
-            )
-            parents = await self._server.run_many([("HGET", keys.entry(each.run_id), "parent") for each in places])
-            wanted = parent_run_id.encode()
-            children += [each.run_id for each, parent in zip(places, parents, strict=True) if parent == wanted]
-            if len(places) < _CHILDREN_CHUNK or len(children) >= limit:
-                break
-            place = places[-1]
-        return children[:limit]
+        number = parent_number(parent_run_id)
+        key = self.keyspace.of(org_id).children(env_id)
+        found = await self._server.run("ZRANGE", key, number, number, "BYSCORE", "LIMIT", 0, limit)
+        return [run_id.decode() for run_id in found]
 
     async def counts(self) -> Counts:
         """Count everything the buffer holds, over all partitions."""

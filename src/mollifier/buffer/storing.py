@@ -21,7 +21,7 @@ from mollifier.buffer.outcomes import (
 from mollifier.buffer.part import Part, one
 from mollifier.confirmation import Written
 from mollifier.errors import BufferUnavailableError
-from mollifier.keys import WAKE
+from mollifier.keys import WAKE, parent_number
 from mollifier.model import Entry, EntryKind
 from mollifier.scripts import Settlement
 
@@ -139,6 +139,7 @@ class Storing(Part):
             usage=keys.usage,
             waiting=keys.waiting(entry.env_id),
             draining=keys.draining,
+            children=keys.children(entry.env_id),
             binding=[keys.idempotency(binding.digest) for binding in entry.bindings],
             run_id=entry.run_id,
             env_id=entry.env_id,
@@ -150,7 +151,7 @@ class Storing(Part):
             token=entry.token,
             digests=",".join(binding.digest for binding in entry.bindings),
             wake=WAKE,
-            parent=entry.parent_run_id or "",
+            parent="" if entry.parent_run_id is None else str(parent_number(entry.parent_run_id)),
             expires_ms=[binding.expires_ms for binding in entry.bindings],
         )
 

@@ -18,7 +18,8 @@
 --       9 usage   hash: how much is held, in all, by organization and by environment
 --       10 waiting   sorted set: '<sequence>:<run_id>' by not-before moment
 --       11 draining  sorted set: the partition's leased runs by the moment their lease ends
---       12... binding  strings: 'run:<run_id>' or 'claim:<token>', one per key of the caller's
+--       12 children  sorted set: the environment's held runs that another triggered, by a digest of that one
+--       13... binding  strings: 'run:<run_id>' or 'claim:<token>', one per key of the caller's
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
@@ -29,16 +30,16 @@
 --       8 token       what claimed the bindings, or ''
 --       9 digests     the names of the bindings, as settling needs them
 --       10 wake       the channel on which drainers listen for work
---       11 parent     the run that triggered this one, or ''
+--       11 parent     a digest of the run that triggered this one, or ''
 --       12... expires_ms  when each binding ends
 -- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', which of the keys}
 local is_copied = ARGV[4] == 'held' and redis.call('HGET', KEYS[1], 'kind') == 'audit'
 if not is_copied and redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} end
 local claim = 'claim:' .. ARGV[8]
-for i = 12, #KEYS do
+for i = 13, #KEYS do
   local holder = redis.call('GET', KEYS[i])
   if holder and holder ~= claim or not holder and ARGV[8] ~= '' then
-    return {'duplicate_key', holder and string.match(holder, '^run:(.*)') or '', i - 12}
+    return {'duplicate_key', holder and string.match(holder, '^run:(.*)') or '', i - 13}
   end
 end
 
@@ -56,9 +57,8 @@ redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'kind', ARGV[4], 'env', ARGV[2], 
   'seq', sequence, 'accepted_ms', string.format('%.0f', accepted_ms), 'payload', ARGV[5])
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'bindings', ARGV[9]) end
-if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'parent', ARGV[11]) end
-for i = 12, #KEYS do
-  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i])
+for i = 13, #KEYS do
+  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i - 1])
 end
 if ARGV[4] == 'held' then
   -- An entry of this run that vanished is a dead letter no more.
@@ -70,6 +70,7 @@ if ARGV[4] == 'held' then
   write_record(KEYS[8], ARGV[1], #ARGV[5], ARGV[2], ARGV[3])
   add_to_sums(KEYS[9], names, sums, 1, #ARGV[5])
   add(KEYS[6], ARGV[7], ARGV[1], ttl)
+  if ARGV[11] ~= '' then add(KEYS[12], ARGV[11], ARGV[1], ttl) end
 end
 -- Only an environment that had nothing queued needs a drainer's attention: a queue that is being drained is looked at anyway.
 if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('PUBLISH', ARGV[10], '') end

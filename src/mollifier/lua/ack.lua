@@ -12,13 +12,14 @@
 --       2 held      sorted set: the environment's held runs by the moment they were triggered
 --       3 owners    hash: whose each held entry is, and its bytes
 --       4 usage     hash: how much is held, in all, by organization and by environment
---       5... entries  for each run its entry, a hash, then the keys of the caller's that may be bound to it, strings
+--       5 children  sorted set: the environment's held runs that another triggered, by a digest of that one
+--       6... entries  for each run its entry, a hash, then the keys of the caller's that may be bound to it, strings
 -- ARGV  1 grace_ms  how long the entries stay readable
 --       2... runs   for each: run_id, lease, how many changes the run has in it, how many keys of the caller's follow its entry
 -- Returns one text for each run: 'held' (settled) | 'changed' | 'missing' (its run exists: nothing was lost) | 'stale' (nothing changed) |
 -- the server's error
 local verdicts, leaving, settled, seen = {}, {}, {}, {}
-local first = 5
+local first = 6
 for i = 2, #ARGV, 4 do
   local known, verdict, patches = pcall(holds, KEYS[first], ARGV[i + 1])
   if not known then
@@ -38,6 +39,7 @@ end
 
 remove_many(KEYS[1], leaving)
 remove_many(KEYS[2], leaving)
+remove_many(KEYS[5], leaving)
 release(KEYS[3], KEYS[4], leaving)
 for _, of in ipairs(settled) do
   local run_id, entry, bindings = unpack(of)

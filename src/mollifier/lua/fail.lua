@@ -13,7 +13,8 @@
 --       4 held      sorted set: the environment's held runs by the moment they were triggered
 --       5 owners    hash: whose each held entry is, and its bytes
 --       6 usage     hash: how much is held, in all, by organization and by environment
---       7... binding  strings: the keys of the caller's that may be bound to the run, and are free now
+--       7 children  sorted set: the environment's held runs that another triggered, by a digest of that one
+--       8... binding  strings: the keys of the caller's that may be bound to the run, and are free now
 -- ARGV  1 run_id
 --       2 lease
 --       3 error
@@ -28,8 +29,8 @@ if verdict == 'held' then
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
   redis.call('HDEL', KEYS[1], 'lease')
   add(KEYS[3], now, ARGV[1], ttl_of(KEYS[1]))
-  for i = 7, #KEYS do unbind(KEYS[i], ARGV[1]) end
-elseif verdict == 'missing' and bury(KEYS[5], KEYS[6], KEYS[4], KEYS[3], ARGV[1], ARGV[4], ARGV[5], now_ms()) then
+  for i = 8, #KEYS do unbind(KEYS[i], ARGV[1]) end
+elseif verdict == 'missing' and bury(KEYS[5], KEYS[6], KEYS[4], KEYS[7], KEYS[3], ARGV[1], ARGV[4], ARGV[5], now_ms()) then
   return 'evicted'
 end
 return verdict

@@ -23,7 +23,8 @@
 --       8 held      sorted set: the environment's held runs by the moment they were triggered
 --       9 owners    hash: whose each held entry is, and its bytes
 --       10 usage    hash: how much is held, in all, by organization and by environment
---       11... entry  hashes: the entries of the named runs, in the order of ARGV
+--       11 children  sorted set: the environment's held runs that another triggered, by a digest of that one
+--       12... entry  hashes: the entries of the named runs, in the order of ARGV
 -- ARGV  1 env_id
 --       2 org_id
 --       3 lease_ms
@@ -31,12 +32,12 @@
 --       5... run_id
 -- Returns {now_ms, {{run_id, field, value, ...} ...}, {malformed run_id ...}, references dropped, {evicted run_id ...}, {next run_id ...}}
 local entry_of = {}
-for i = 11, #KEYS do entry_of[ARGV[i - 6]] = KEYS[i] end
+for i = 12, #KEYS do entry_of[ARGV[i - 7]] = KEYS[i] end
 
 local now = now_ms()
 bring_back(KEYS[1], KEYS[2], now)
 local leaving, taking, malformed, gone = {}, {}, {}, {}
-local head = #KEYS > 10 and redis.call('ZRANGE', KEYS[1], 0, #KEYS - 11) or {}
+local head = #KEYS > 11 and redis.call('ZRANGE', KEYS[1], 0, #KEYS - 12) or {}
 for _, run_id in ipairs(head) do
   local entry = entry_of[run_id]
   if not entry or #taking == tonumber(ARGV[4]) then break end
@@ -57,7 +58,7 @@ for _, run_id in ipairs(malformed) do
 end
 local evicted, dropped = {}, 0
 for _, run_id in ipairs(gone) do
-  if bury(KEYS[9], KEYS[10], KEYS[8], KEYS[6], run_id, ARGV[1], ARGV[2], now) then
+  if bury(KEYS[9], KEYS[10], KEYS[8], KEYS[11], KEYS[6], run_id, ARGV[1], ARGV[2], now) then
     evicted[#evicted + 1] = run_id
   else
     dropped = dropped + 1

@@ -18,7 +18,8 @@
 --       7 held      sorted set: the environment's held runs by the moment they were triggered
 --       8 owners    hash: whose each held entry is, and its bytes
 --       9 usage     hash: how much is held, in all, by organization and by environment
---       10... binding  strings: the keys of the caller's that may be bound to the run, and are free once it is given up
+--       10 children  sorted set: the environment's held runs that another triggered, by a digest of that one
+--       11... binding  strings: the keys of the caller's that may be bound to the run, and are free once it is given up
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
@@ -30,7 +31,7 @@ local deadline = redis.call('ZSCORE', KEYS[5], ARGV[1])
 if not deadline or tonumber(deadline) > now then return 'stale' end
 redis.call('ZREM', KEYS[5], ARGV[1])
 if redis.call('EXISTS', KEYS[1]) == 0 then
-  return bury(KEYS[8], KEYS[9], KEYS[7], KEYS[6], ARGV[1], ARGV[2], ARGV[3], now) and 'evicted' or 'missing'
+  return bury(KEYS[8], KEYS[9], KEYS[7], KEYS[10], KEYS[6], ARGV[1], ARGV[2], ARGV[3], now) and 'evicted' or 'missing'
 end
 local ttl = ttl_of(KEYS[1])
 if not reads_as_entry(KEYS[1], ARGV[2], ARGV[3]) then
@@ -47,7 +48,7 @@ if reclaims > tonumber(ARGV[4]) then
   local at = string.format('%.0f', now)
   redis.call('HSET', KEYS[1], 'state', 'FAILED', 'error', error, 'failed_ms', at)
   add(KEYS[6], at, ARGV[1], ttl)
-  for i = 10, #KEYS do unbind(KEYS[i], ARGV[1]) end
+  for i = 11, #KEYS do unbind(KEYS[i], ARGV[1]) end
   return 'failed'
 end
 redis.call('HSET', KEYS[1], 'state', 'QUEUED')

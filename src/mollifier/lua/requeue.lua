@@ -16,6 +16,7 @@
 --       8 held      sorted set: the environment's held runs by the moment they were triggered
 --       9 owners    hash: whose each held entry is, and its bytes
 --       10 usage    hash: how much is held, in all, by organization and by environment
+--       11 children  sorted set: the environment's held runs that another triggered, by a digest of that one
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
@@ -25,7 +26,7 @@
 -- Returns 'held' (requeued) | 'evicted' (a held one that vanished: a dead letter) | 'missing' | 'stale' (nothing changed)
 local verdict = holds(KEYS[1], ARGV[4])
 if verdict ~= 'stale' then redis.call('ZREM', KEYS[6], ARGV[1]) end
-if verdict == 'missing' and bury(KEYS[9], KEYS[10], KEYS[8], KEYS[7], ARGV[1], ARGV[2], ARGV[3], now_ms()) then return 'evicted' end
+if verdict == 'missing' and bury(KEYS[9], KEYS[10], KEYS[8], KEYS[11], KEYS[7], ARGV[1], ARGV[2], ARGV[3], now_ms()) then return 'evicted' end
 if verdict ~= 'held' then return verdict end
 
 local ttl = ttl_of(KEYS[1])

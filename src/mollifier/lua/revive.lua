@@ -19,11 +19,13 @@
 --       8 held      sorted set: the environment's held runs by the moment they were triggered
 --       9 owners    hash: whose each held entry is, and its bytes
 --       10 usage    hash: how much is held, in all, by organization and by environment
+--       11 children  sorted set: the environment's held runs that another triggered, by a digest of that one
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id
 --       4 created_us  the moment of the trigger, microseconds since the epoch, for an entry that has lost its place in lists
---       5 wake        the channel on which drainers listen for work
+--       5 parent      a digest of the run that triggered this one, or '', for one that is not found by it any more
+--       6 wake        the channel on which drainers listen for work
 -- Returns 'revived' | 'missing' (no dead letter of this name) | 'gone' (its entry, and so its payload) | 'malformed' (it does not read as an
 -- entry) | 'alive' (its entry is on its way, or has arrived); nothing changed but where revived
 if not redis.call('ZSCORE', KEYS[7], ARGV[1]) then return 'missing' end
@@ -43,9 +45,10 @@ if fields.kind == 'held' and not read_record(KEYS[9], ARGV[1]) then
   write_record(KEYS[9], ARGV[1], string.format('%.0f', bytes), ARGV[2], ARGV[3])
   add_to_sums(KEYS[10], names, sums, 1, bytes)
   if not redis.call('ZSCORE', KEYS[8], ARGV[1]) then add(KEYS[8], ARGV[4], ARGV[1], ttl) end
+  if ARGV[5] ~= '' then add(KEYS[11], ARGV[5], ARGV[1], ttl) end
 end
 -- As when it is accepted: a queue that is being drained is looked at anyway.
-if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('PUBLISH', ARGV[5], '') end
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('PUBLISH', ARGV[6], '') end
 add(KEYS[2], fields.seq, ARGV[1], ttl)
 mark_ready(KEYS[4], KEYS[5], ARGV[2], ARGV[3], now_ms(), ttl)
 return 'revived'

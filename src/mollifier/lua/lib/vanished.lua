@@ -2,9 +2,10 @@
 
 -- Keep what is known of one as a dead letter: whose it was, and when that was found. False when nothing of this name was held, or
 -- when it was found before. Its hash stays gone: a part of an entry would read as a broken one.
-local function bury(owners, usage, held, failed, run_id, env, org, now)
+local function bury(owners, usage, held, children, failed, run_id, env, org, now)
   local bytes, of_env, of_org = read_record(owners, run_id)
   local listed = redis.call('ZREM', held, run_id) == 1
+  redis.call('ZREM', children, run_id)
   if not of_env and not listed then return false end
   if of_env and not bytes and redis.call('ZSCORE', failed, run_id) then return false end
   if bytes then

@@ -19,7 +19,7 @@ from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
 from mollifier.server import Server
-from mollifier.settings import Settings
+from mollifier.settings import GIVE_UPS_MAX, Settings
 from tests.core.support import execute, expire_lease, until
 from tests.http.conftest import Api, Start, count_runs, fields_of
 
@@ -129,8 +129,13 @@ async def evict(house: House, run_id: str) -> None:
 
 
 async def kill_its_drainers(house: House, run_id: str) -> None:
+    keys = house.buffer.keyspace.of(house.tenant.org_id)
+    for _ in range(GIVE_UPS_MAX):
+        await house.pop()
+        await expire_lease(house.redis, keys, run_id)
+        assert (await house.buffer.reclaim_expired()).returned == (run_id,)
     await house.pop()
-    await expire_lease(house.redis, house.buffer.keyspace.of(house.tenant.org_id), run_id)
+    await expire_lease(house.redis, keys, run_id)
     assert (await house.buffer.reclaim_expired()).failed == (run_id,)
 
 

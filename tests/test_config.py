@@ -39,6 +39,7 @@ def test_every_setting_is_read_from_its_variable(field: str) -> None:
         "lease_ms": ("200", 200),
         "worker_metrics_port": ("9100", 9100),
         "request_limit": ("600", 600),
+        "held_over_cap": ("reject", "reject"),
     }
     text, value = special.get(field) or samples[type(getattr(Settings(), field))]
     assert getattr(load(**{field.upper(): text}), field) == value

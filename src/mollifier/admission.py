@@ -3,6 +3,11 @@
 Whatever fails in the gate or the buffer, the runs are created. With diverting on, the buffer is the primary store of a mollified
 run, and the refuge of any other of an enrolled organization whose engine is away. What goes to the engine goes first: when that fails for the triggers' own
 sake, nothing has been held yet, and the call has changed nothing.
+
+What the buffer may not take because a cap is reached is created as well, or, where the settings say so, rejected. Triggers that come
+together are rejected together, before anything has happened to any of them, so that to send them again makes nothing twice; those that
+were let in and then find that others took their room meanwhile are created. Of triggers whose engine is away none is rejected: a
+creation that failed may have happened all the same.
 """
 
 from __future__ import annotations
@@ -16,26 +21,23 @@ from mollifier import snapshots as encoding
 from mollifier.buffer import (
     Acceptance,
     Accepted,
-    AcceptOutcome,
     Buffer,
     DuplicateKey,
     DuplicateRun,
     KeyClaimed,
+    OverCap,
     Unconfirmed,
 )
-from mollifier.claims import Claim, bindings
-from mollifier.cursors import as_us
-from mollifier.deadline import within
+from mollifier.caps import NOTHING_HELD, Amount, Cap, exceeded, limits
+from mollifier.claims import Claim
 from mollifier.engine import Created, Existing, RunEngine
-from mollifier.errors import BufferUnavailableError, EngineUnavailableError
+from mollifier.errors import EngineUnavailableError, OverCapError
 from mollifier.gate import Gate
+from mollifier.holding import Holding, audit_copy, held_entry
 from mollifier.keys import is_request_digest
-from mollifier.model import Action, Decision, EntryKind, GateInputs, Snapshot, TriggerResult
+from mollifier.model import Action, Decision, GateInputs, Snapshot, TriggerResult
 from mollifier.settings import Settings
-from mollifier.telemetry import Emit, Telemetry
-
-_ENTRIES_PER_DEADLINE = 100
-"""The deadline is for one entry; so many more take about as long again."""
+from mollifier.telemetry import Emit, OverCapOutcome, Telemetry
 
 
 class Triggered(msgspec.Struct, frozen=True):
@@ -63,7 +65,8 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._gate = gate
-        self._buffer = buffer
+        self._has_buffer = buffer is not None
+        self._holding = Holding(settings=settings, buffer=buffer, telemetry=telemetry)
         self._engine = engine
         self._telemetry = telemetry
 
@@ -71,14 +74,15 @@ class Admission:
     def diverts(self) -> bool:
         """True when a mollified run is held instead of created."""
         settings = self._settings()
-        return self._buffer is not None and settings.enabled and settings.divert
+        return self._has_buffer and settings.enabled and settings.divert
 
     async def admit(
         self, snapshots: Sequence[Snapshot], inputs: Sequence[GateInputs], claim: Claim | None = None
     ) -> list[Triggered]:
         """Ask the gate of each, then hold it or create it; `claim` is what their keys are claimed with.
 
-        Raises EngineUnavailableError when some of them found no store: others may have found theirs.
+        Raises EngineUnavailableError when some of them found no store: others may have found theirs. Raises OverCapError when they are
+        rejected: then nothing has happened to any of them.
         """
         places = range(len(snapshots))
         diverts = self.diverts
@@ -91,18 +95,22 @@ class Admission:
         to_hold = set(mollified) if diverts else set[int]()
         to_create = [place for place in places if place not in to_hold]
         answers: Answers = {}
+        rejects = self._settings().held_over_cap == "reject"
         try:
+            if rejects and len(places) > 1:
+                await self._let_in(snapshots, sorted(to_hold), claim)
             try:
                 answers.update(await self._create(snapshots, to_create, emits))
             except EngineUnavailableError:
                 may_hold = [decisions[place].enrolled and not inputs[place].bypasses for place in to_create]
                 if not diverts or not all(may_hold):
                     raise
-                answers.update(await self._hold(snapshots, places, claim))
+                answers.update(await self._hold(snapshots, places, claim, over_cap="fail"))
                 if len(answers) < len(places):
                     raise
             else:
-                answers.update(await self._hold(snapshots, sorted(to_hold), claim))
+                over_cap = "reject" if rejects and len(places) == 1 else "create"
+                answers.update(await self._hold(snapshots, sorted(to_hold), claim, over_cap=over_cap))
                 homeless = [place for place in places if place not in answers]
                 answers.update(await self._create(snapshots, homeless, emits))
         except Exception:
@@ -114,7 +122,7 @@ class Admission:
         return [answers[place] for place in places]
 
     async def _decide(self, inputs: Sequence[GateInputs]) -> Sequence[Decision]:
-        if self._buffer is None or not self._settings().enabled:
+        if not self._has_buffer or not self._settings().enabled:
             return [Decision(action=Action.PASS_THROUGH)] * len(inputs)
         with self._telemetry.span("mollifier.gate") as span:
             decisions = await self._gate.decide_many(inputs)
@@ -145,15 +153,35 @@ class Admission:
             for place, outcome in zip(places, outcomes, strict=True)
         }
 
-    async def _hold(self, snapshots: Sequence[Snapshot], places: Sequence[int], claim: Claim | None) -> Answers:
+    async def _let_in(self, snapshots: Sequence[Snapshot], places: Sequence[int], claim: Claim | None) -> None:
+        """Raise OverCapError where those that are to be held do not all fit: all that came together are rejected."""
+        entries = [held_entry(snapshots[place], claim) for place in places]
+        cap = await self._holding.find_over_cap(entries)
+        if cap is not None:
+            self._telemetry.over_cap(snapshots, cap, "reject")
+            raise self._rejection(cap, entries)
+
+    def _rejection(self, cap: Cap, entries: Sequence[Acceptance]) -> OverCapError:
+        amount = Amount(len(entries), sum(len(entry.payload) for entry in entries))
+        too_small = exceeded(NOTHING_HELD, limits(self._settings()), amount)
+        return OverCapError(too_small or cap, fits=too_small is None)
+
+    async def _hold(
+        self,
+        snapshots: Sequence[Snapshot],
+        places: Sequence[int],
+        claim: Claim | None,
+        *,
+        over_cap: OverCapOutcome,
+    ) -> Answers:
         """Make the buffer the runs' primary store; those that it cannot take within its deadline are not among the answers.
 
         Nor are those that it took without confirming it: to create them directly as well is safe, for an entry whose run exists
-        makes no second one.
+        makes no second one. Nor are those that a cap keeps out; `over_cap` is what becomes of them: raises OverCapError to reject.
         """
         answers: Answers = {}
-        entries = [_held(snapshots[place], claim) for place in places]
-        for place, entry, outcome in zip(places, entries, await self._accept(entries), strict=True):
+        entries = [held_entry(snapshots[place], claim) for place in places]
+        for place, entry, outcome in zip(places, entries, await self._holding.accept(entries), strict=True):
             match outcome:
                 case Accepted():
                     emit = partial(self._telemetry.buffered, snapshots[place], entry.payload)
@@ -166,42 +194,23 @@ class Admission:
                 case Unconfirmed():
                     # It is in the buffer, whatever becomes of the trigger: an audit that misses its event would miss the entry.
                     self._telemetry.buffered(snapshots[place], entry.payload)
+                case OverCap(cap):
+                    self._telemetry.over_cap([snapshots[place]], cap, over_cap)
+                    if over_cap == "reject":
+                        raise self._rejection(cap, [entry])
                 case KeyClaimed() | None:
                     pass
         return answers
 
     async def _copy(self, snapshots: Sequence[Snapshot], places: Sequence[int]) -> Mapping[int, Emit]:
         """Write the audit copies; a failure is counted and logged, never the triggers'."""
-        entries = [_entry(snapshots[place], EntryKind.AUDIT) for place in places]
-        outcomes = await self._accept(entries)
+        entries = [audit_copy(snapshots[place]) for place in places]
+        outcomes = await self._holding.accept(entries)
         return {
             place: partial(self._telemetry.buffered, snapshots[place], entry.payload)
             for place, entry, outcome in zip(places, entries, outcomes, strict=True)
             if isinstance(outcome, Accepted)
         }
-
-    async def _accept(self, entries: Sequence[Acceptance]) -> Sequence[AcceptOutcome | None]:
-        """Store the entries; None stands for one that the buffer did not take."""
-        if self._buffer is None or not entries:
-            return [None] * len(entries)
-        payload_bytes = sum(len(entry.payload) for entry in entries)
-        settings = self._settings()
-        deadline_ms = settings.accept_deadline_ms * -(-len(entries) // _ENTRIES_PER_DEADLINE)
-        if settings.confirmation.is_asked:
-            deadline_ms += settings.accept_confirm_timeout_ms
-        try:
-            with self._telemetry.span("mollifier.buffer.accept", {"mollifier.payload_bytes": payload_bytes}):
-                outcomes = await within(deadline_ms, self._buffer.accept_many(entries))
-        except Exception as error:  # noqa: BLE001 - a buffer fault of any kind never fails a trigger
-            self._telemetry.failed_open("buffer", error)
-            return [None] * len(entries)
-        faults = [outcome for outcome in outcomes if isinstance(outcome, BufferUnavailableError)]
-        for fault in faults[:1]:
-            self._telemetry.failed_open("buffer", fault)
-        if any(isinstance(outcome, Unconfirmed) for outcome in outcomes):
-            missed = f"not confirmed within {settings.accept_confirm_timeout_ms} ms: {settings.accept_confirm}"
-            self._telemetry.failed_open("confirmation", BufferUnavailableError(missed))
-        return [None if isinstance(outcome, BufferUnavailableError) else outcome for outcome in outcomes]
 
 
 def answer(outcome: Created | Existing) -> TriggerResult:
@@ -211,23 +220,3 @@ def answer(outcome: Created | Existing) -> TriggerResult:
             return TriggerResult(run_id)
         case Existing(run_id, by):
             return TriggerResult(run_id, is_cached=by == "idempotency_key")
-
-
-def _held(snapshot: Snapshot, claim: Claim | None) -> Acceptance:
-    return msgspec.structs.replace(
-        _entry(snapshot, EntryKind.HELD),
-        created_us=as_us(snapshot.created_at),
-        parent_run_id=snapshot.parent_run_id,
-        bindings=[binding for _, binding in bindings(snapshot)],
-        token=claim.proof if claim else "",
-    )
-
-
-def _entry(snapshot: Snapshot, kind: EntryKind) -> Acceptance:
-    return Acceptance(
-        run_id=snapshot.run_id,
-        env_id=snapshot.env_id,
-        org_id=snapshot.org_id,
-        payload=encoding.encode(snapshot),
-        kind=kind,
-    )

@@ -71,6 +71,19 @@ class EngineUnavailableError(MollifierError):
     """The run engine's store cannot be reached: nobody's fault, worth coming back for."""
 
 
+class OverCapError(MollifierError):
+    """The triggers were rejected: held, they would exceed a cap. Nothing has happened to any of them.
+
+    `cap` is the cap's setting. There is room again once the drainer has created some runs: in seconds, as a rule. `fits` is False for
+    what not even an empty buffer would take: too much at once.
+    """
+
+    def __init__(self, cap: str, *, fits: bool) -> None:
+        super().__init__(f"over {cap}")
+        self.cap = cap
+        self.fits = fits
+
+
 class NonRetryableError(MollifierError):
     """Raised by a drain handler for an entry that no retry can save."""
 

@@ -1,14 +1,15 @@
-"""Looking into the buffer: entries by run id, and what it holds in all. Reads only."""
+"""Looking into the buffer: entries by run id, what it holds in all, and whose that is. Reads only."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from redis.exceptions import RedisError
 
+from mollifier.caps import Amount, Usage
 from mollifier.entries import parse
 from mollifier.errors import MalformedEntryError
 from mollifier.keys import Keyspace, PartitionKeys
@@ -62,6 +63,32 @@ async def count(server: Server, keyspace: Keyspace) -> Counts:
         organizations=tuple(sorted(org_id for _, org_id in organizations)),
         oldest_ms=max(0, now_ms - min(moments)) if moments else None,
     )
+
+
+async def held_sums(server: Server, keyspace: Keyspace) -> Mapping[int, Amount]:
+    """Return how much is held in each partition, as its script of the last change has it. One round trip."""
+    replies = await server.run_many([("HMGET", keys.usage, "entries", "bytes") for keys in keyspace.partitions])
+    # A reply that is an error speaks of a key that somebody has spoilt; what cannot be read fills nothing.
+    read = [(None, None) if isinstance(reply, RedisError) else reply for reply in replies]
+    sums = zip(keyspace.partitions, read, strict=True)
+    return {keys.number: Amount(int(entries or 0), int(by or 0)) for keys, (entries, by) in sums}
+
+
+async def usage(server: Server, keyspace: Keyspace) -> Usage:
+    """Return how much is held, in all, by organization and by environment. One round trip; as much to read as environments hold."""
+    replies = await server.run_many([("HGETALL", keys.usage) for keys in keyspace.partitions])
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for reply in replies:
+        sums: Mapping[bytes, bytes] = {} if isinstance(reply, RedisError) else reply
+        for name, number in sums.items():
+            noun, scope, owner_id = (*name.decode().split(":", 2), "", "")[:3]
+            amount = found.setdefault((scope, owner_id), {"entries": 0, "bytes": 0})
+            amount[noun] += int(number)
+
+    def of(scope: str) -> Mapping[str, Amount]:
+        return {owner_id: Amount(**amount) for (each, owner_id), amount in found.items() if each == scope}
+
+    return Usage(of("").get("", Amount()), of("org"), of("env"))
 
 
 async def _members(server: Server, sets: Sequence[tuple[PartitionKeys, str]]) -> list[tuple[PartitionKeys, str]]:

@@ -29,7 +29,7 @@ ReviveReply = Literal["revived", "missing", "gone", "malformed", "alive"]
 DiscardReply = Literal["discarded", "missing"]
 _VERDICTS: Mapping[str, Settlement] = {"held": "held", "changed": "changed", "missing": "missing", "stale": "stale"}
 ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]
-AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key"], str, int]
+AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key", "over_cap"], str, int]
 
 _INCLUDE = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
 
@@ -166,12 +166,19 @@ def accept(
     digests: str,
     wake: str,
     parent: str,
+    env_max_entries: int,
+    env_max_bytes: int,
+    org_max_entries: int,
+    org_max_bytes: int,
+    max_entries: int,
+    max_bytes: int,
     expires_ms: Sequence[int],
 ) -> Call[AcceptReply]:
     """Store one entry; see `lua/accept.lua`."""
+    limits = (env_max_entries, env_max_bytes, org_max_entries, org_max_bytes, max_entries, max_bytes)
     keys = (entry, queue, envs, orgs, seq, held, failed, owners, usage, waiting, draining, children, *binding)
-    args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, parent, *expires_ms)
-    return Call(load("accept"), keys, args, _accepted)
+    entry_args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, parent)
+    return Call(load("accept"), keys, (*entry_args, *limits, *expires_ms), _accepted)
 
 
 def peek(*, queue: str, waiting: str, limit: int) -> Call[tuple[str, ...]]:

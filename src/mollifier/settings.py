@@ -26,6 +26,12 @@ _RANGES: dict[str, tuple[int, int]] = {
     "gate_deadline_ms": (1, 60_000),
     "accept_deadline_ms": (1, 60_000),
     "accept_confirm_timeout_ms": (1, 4_000),
+    "held_env_max_entries": (0, 10**12),
+    "held_env_max_bytes": (0, 10**15),
+    "held_org_max_entries": (0, 10**12),
+    "held_org_max_bytes": (0, 10**15),
+    "held_max_entries": (0, 10**12),
+    "held_max_bytes": (0, 10**15),
     "lease_ms": (100, 3_600_000),
     "drain_concurrency": (1, 10_000),
     "drain_batch_size": (1, 10_000),
@@ -95,6 +101,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     accept_confirm: str = "none"
     accept_confirm_timeout_ms: int = 2_000
 
+    # How much may be held; 0 is any amount
+    held_env_max_entries: int = 250_000
+    held_env_max_bytes: int = 512 * 1024 * 1024
+    held_org_max_entries: int = 500_000
+    held_org_max_bytes: int = 1024 * 1024 * 1024
+    held_max_entries: int = 1_000_000
+    held_max_bytes: int = 2 * 1024 * 1024 * 1024
+    held_over_cap: Literal["create", "reject"] = "create"
+
     # Drainer
     drain_concurrency: int = 50
     drain_batch_size: int = 50
@@ -112,6 +127,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(variable(name), f"must be between {low} and {high}, is {value}")
         if self.trip_algorithm not in ("sliding", "fixed"):
             raise SettingsError(variable("trip_algorithm"), f"must be sliding or fixed, is {self.trip_algorithm!r}")
+        if self.held_over_cap not in ("create", "reject"):
+            raise SettingsError(variable("held_over_cap"), f"must be create or reject, is {self.held_over_cap!r}")
         if not _CONFIRMATION.fullmatch(self.accept_confirm):
             detail = f"must be none, aof or replicas:N with N from 1 to 9, is {self.accept_confirm!r}"
             raise SettingsError(variable("accept_confirm"), detail)

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from mollifier.caps import Cap
 from mollifier.model import Decision, Entry, GateInputs, Snapshot
 from mollifier.repeats import RepeatedLog
+from mollifier.settings import variable
 
 EVENTS_LOGGER = "mollifier.events"
 _events = logging.getLogger(EVENTS_LOGGER)
 _log = logging.getLogger("mollifier")
 _propagator = TraceContextTextMapPropagator()
+
+OverCapOutcome = Literal["create", "reject", "fail"]
+"""A trigger's run is created directly, or the trigger is rejected, or it fails, because its engine is away as well."""
 
 
 class Telemetry:
@@ -39,6 +44,9 @@ class Telemetry:
         self._decisions = meter.create_counter("mollifier.decisions", description="What the gate decided")
         self._failures = meter.create_counter(
             "mollifier.failed_open", description="Failures of the gate and the buffer that a trigger survived"
+        )
+        self._over_cap = meter.create_counter(
+            "mollifier.over_cap", description="Triggers that were not held because of a cap, by what became of them"
         )
         self._drained = meter.create_counter(
             "mollifier.drain.entries", description="Entries settled by the drainer, by outcome"
@@ -63,6 +71,12 @@ class Telemetry:
         """Count and log a failure that the trigger path survived; `part` is settings, flag, evaluator, buffer, claim, confirmation, engine or limit."""
         self._failures.add(1, {"part": part})
         self._repeated.tell("mollifier.failed_open", part, part=part, error=describe(error))
+
+    def over_cap(self, snapshots: Sequence[Snapshot], cap: Cap, outcome: OverCapOutcome) -> None:
+        """Count and log triggers of one environment that a cap kept from being held, and what becomes of their runs."""
+        self._over_cap.add(len(snapshots), {"cap": cap, "outcome": outcome})
+        env_id, org_id = snapshots[0].env_id, snapshots[0].org_id
+        self._repeated.tell("mollifier.over_cap", cap, cap=variable(cap), outcome=outcome, env_id=env_id, org_id=org_id)
 
     def unavailable(self, error: BaseException) -> None:
         """Log a request that found no store."""

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from mollifier.caps import CAPS
 from mollifier.errors import MollifierError, SettingsError
 from mollifier.settings import Confirmation, Settings, variable
 
+MIB = 1024 * 1024
 DOCUMENTED: dict[str, Any] = {
     "enabled": False,
     "drainer_enabled": None,
@@ -34,9 +36,16 @@ DOCUMENTED: dict[str, Any] = {
     "entry_ttl_s": 600,
     "accept_confirm": "none",
     "accept_confirm_timeout_ms": 2_000,
+    "held_env_max_entries": 250_000,
+    "held_env_max_bytes": 512 * MIB,
+    "held_org_max_entries": 500_000,
+    "held_org_max_bytes": 1024 * MIB,
+    "held_max_entries": 1_000_000,
+    "held_max_bytes": 2048 * MIB,
+    "held_over_cap": "create",
 }
 
-ZERO_HAS_A_MEANING = ["drain_shutdown_timeout_ms", "drain_max_reclaims"]
+ZERO_HAS_A_MEANING = ["drain_shutdown_timeout_ms", "drain_max_reclaims", *CAPS]
 NUMBERS = [field.name for field in msgspec.structs.fields(Settings) if field.type in (int, int | None)]
 
 
@@ -46,7 +55,7 @@ def test_a_setting_has_its_documented_default(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [-1, -(10**9), 10**12])
+@pytest.mark.parametrize("value", [-1, -(10**9), 10**16])
 def test_a_number_out_of_range_is_refused_with_the_variables_name(name: str, value: int) -> None:
     given: dict[str, Any] = {name: value}
     with pytest.raises(
@@ -81,6 +90,7 @@ def test_zero_is_taken_where_it_means_not_at_all(name: str) -> None:
         ("database_url", "postgres"),
         ("database_url", ""),
         ("trip_algorithm", "gcra"),
+        ("held_over_cap", "drop"),
     ],
 )
 def test_a_value_of_the_wrong_form_is_refused_with_the_variables_name(name: str, value: str) -> None:

@@ -93,6 +93,27 @@ def test_a_failure_that_was_survived_is_counted_and_logged(
     assert fields_of(record) == {"part": "evaluator", "error": "BufferUnavailableError: refused", "times": 1}
 
 
+def test_triggers_over_a_cap_are_counted_by_cap_and_the_log_names_the_setting_and_one_environment(
+    observed: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        observed.telemetry.over_cap([SNAPSHOT, SNAPSHOT], "held_org_max_bytes", "reject")
+        observed.telemetry.over_cap([SNAPSHOT], "held_max_bytes", "create")
+    assert observed.points("mollifier.over_cap") == {
+        labels(cap="held_org_max_bytes", outcome="reject"): 2,
+        labels(cap="held_max_bytes", outcome="create"): 1,
+    }
+    said = [record.__dict__["fields"] for record in caplog.records if record.message == "mollifier.over_cap"]
+    assert said[0] == {
+        "cap": "MOLLIFIER_HELD_ORG_MAX_BYTES",
+        "outcome": "reject",
+        "env_id": "env_1",
+        "org_id": "org_1",
+        "times": 1,
+    }
+    assert [fields["cap"] for fields in said[1:]] == ["MOLLIFIER_HELD_MAX_BYTES"]
+
+
 def test_a_drainers_fault_is_counted_and_logged(observed: Observed, caplog: pytest.LogCaptureFixture) -> None:
     observed.telemetry.faulted("pop", BufferUnavailableError("refused"))
     assert observed.points("mollifier.drain.faults") == {labels(operation="pop"): 1}

@@ -69,11 +69,11 @@ class House:
     def request(self, **options: object) -> TriggerRequest:
         return TriggerRequest(task_id="echo", **{"payload": b'{"n":1}', **options})  # pyright: ignore[reportArgumentType] - one test's options
 
-    async def trip(self) -> None:
+    async def trip(self, environment: Environment = ENVIRONMENT) -> None:
         """Have the environment's triggers held from now on."""
-        keys = Keyspace(self.settings.partitions).of(ENVIRONMENT.org_id)
+        keys = Keyspace(self.settings.partitions).of(environment.org_id)
         redis = connect(self.settings.redis_url or "")
-        await redis.set(keys.tripped(ENVIRONMENT.id), "1", px=600_000)
+        await redis.set(keys.tripped(environment.id), "1", px=600_000)
         await redis.aclose()
 
     async def calm(self) -> None:

@@ -27,6 +27,9 @@ TOKENS = ("", "t1", "t2")
 MOMENTS_MS = (-1, 0, 1, 20, 150, 3_000)
 """From now, as keys expire, entries wait and time passes."""
 
+PADDINGS = (b"", b"", b"", b"." * 9, b"." * 40)
+"""What makes a payload longer than others: both kinds of caps are met."""
+
 any_pick = st.integers(0, 2) | st.integers(0, 30)
 any_environment = st.sampled_from(ENVIRONMENTS)
 any_token = st.sampled_from(TOKENS)
@@ -130,14 +133,17 @@ class BufferMachine(RuleBasedStateMachine):
                 any_token,
                 any_moment,
                 st.none() | any_pick,
+                st.sampled_from(PADDINGS),
             ),
             min_size=1,
             max_size=3,
         ),
     )
-    def accept(self, wanted: list[tuple[Ready, int | None, EntryKind, tuple[str, ...], str, int, int | None]]) -> None:
+    def accept(
+        self, wanted: list[tuple[Ready, int | None, EntryKind, tuple[str, ...], str, int, int | None, bytes]]
+    ) -> None:
         acceptances: list[Acceptance] = []
-        for ready, again, kind, digests, token, moment_ms, parent in wanted:
+        for ready, again, kind, digests, token, moment_ms, parent, padding in wanted:
             runs = list(self.owners)
             run_id = picked(runs, again) if runs and again is not None else f"run-{len(runs)}"
             owner = self.owners.setdefault(run_id, ready)
@@ -146,7 +152,7 @@ class BufferMachine(RuleBasedStateMachine):
                     run_id=run_id,
                     env_id=owner.env_id,
                     org_id=owner.org_id,
-                    payload=b"payload of " + run_id.encode(),
+                    payload=b"payload of " + run_id.encode() + padding,
                     kind=kind,
                     created_us=(self._now_ms + moment_ms) * 1000,
                     parent_run_id=picked(runs, parent) if runs and parent is not None else None,
@@ -154,10 +160,16 @@ class BufferMachine(RuleBasedStateMachine):
                     token=token,
                 )
             )
+        together = [each for each in acceptances if each.env_id == acceptances[0].env_id]
+        self.twins.both(lambda buffer: buffer.find_over_cap(together))
         outcomes = self.twins.both(lambda buffer: buffer.accept_many(acceptances))
         for acceptance, outcome in zip(acceptances, outcomes, strict=True):
             if isinstance(outcome, Accepted):
                 assert outcome.run_id == acceptance.run_id
+        held = self.twins.both(lambda buffer: buffer.usage())
+        assert held.total.entries <= SETTINGS.held_max_entries
+        assert all(amount.entries <= SETTINGS.held_org_max_entries for amount in held.orgs.values())
+        assert all(amount.entries <= SETTINGS.held_env_max_entries for amount in held.envs.values())
 
     @operation(2, pick=any_pick, patch=st.binary(max_size=3), digests=any_digests, needs=has_seen)
     def patch(self, pick: int, patch: bytes, digests: tuple[str, ...]) -> None:

@@ -24,6 +24,7 @@ PLANTED: Mapping[str, Replacements] = {
     },
     "leave the lease of an audit copy to whoever has it": {"  redis.call('ZREM', KEYS[11], ARGV[1])\n": ""},
     "revive what is being drained": {"if is_alive(fields.state": "if false and is_alive(fields.state"},
+    "hold beyond the caps": {"if sums[i] + more > tonumber(most[i]) then": "if false then"},
     "ack what has changed": {"verdict == 'held' and patches ~= ARGV[i + 2]": "false"},
 }
 

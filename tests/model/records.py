@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from tests.model.store import Store
+
+Record = tuple[int | None, bytes, bytes]
+"""Bytes (none of one whose entry vanished), environment, organization."""
 
 
 class Records:
@@ -15,8 +20,8 @@ class Records:
         self._owners = owners
         self._usage = usage
 
-    def of(self, run_id: str) -> tuple[int | None, bytes, bytes] | None:
-        """Return (bytes, environment, organization) of a held run; no bytes of one whose entry vanished."""
+    def of(self, run_id: str) -> Record | None:
+        """Return what is known of a held run."""
         record = self._store.hashes.get(self._owners, {}).get(run_id)
         if record is None:
             return None
@@ -60,14 +65,28 @@ class Records:
         self._store.add(failed, run_id, self._store.now_ms, None)
         return True
 
-    def _add_up(self) -> None:
+    def over_cap(self, run_id: str, size: int, env: str, org: str, most: Mapping[str, int]) -> str | None:
+        """Name the first cap that would be exceeded with this entry put, of those that are given in their order."""
+        sums = self._sums({run_id: (size, env.encode(), org.encode())})
+        scopes = {"held_env_max": f":env:{env}", "held_org_max": f":org:{org}", "held_max": ""}
+        for cap, limit in most.items():
+            scope, _, noun = cap.rpartition("_")
+            if sums[f"{noun}{scopes[scope]}"] > limit:
+                return cap
+        return None
+
+    def _sums(self, more: Mapping[str, Record] = MappingProxyType({})) -> Counter[str]:
+        """Add up the records, with some more, or others in the place of theirs."""
+        known = {run_id: self.of(run_id) for run_id in self._store.hashes.get(self._owners, {})}
         sums: Counter[str] = Counter()
-        for run_id in self._store.hashes.get(self._owners, {}):
-            size, env, org = self.of(run_id) or (None, b"", b"")
+        for size, env, org in filter(None, (known | dict(more)).values()):
             if size is not None:
                 for scope in ("", f":org:{org.decode()}", f":env:{env.decode()}"):
                     sums.update({f"entries{scope}": 1, f"bytes{scope}": size})
-        self._store.hashes[self._usage] = {name: b"%d" % number for name, number in (+sums).items()}
+        return sums
+
+    def _add_up(self) -> None:
+        self._store.hashes[self._usage] = {name: b"%d" % number for name, number in (+self._sums()).items()}
         for key in (self._usage, self._owners):
             if not self._store.hashes.get(key):
                 self._store.delete(key)

@@ -40,9 +40,18 @@ class Storing(Part):
         digests: str,
         wake: str,
         parent: str,
+        env_max_entries: int,
+        env_max_bytes: int,
+        org_max_entries: int,
+        org_max_bytes: int,
+        max_entries: int,
+        max_bytes: int,
         expires_ms: Sequence[int],
     ) -> Any:
-        """An entry is stored once, whole, under the next number, with all of its keys or none; a held one over an audit copy, too."""
+        """An entry is stored once, whole, under the next number, with all of its keys or none; a held one over an audit copy, too.
+
+        A held one is stored where the caps leave room for it.
+        """
         store = self.store
         found = store.hashes.get(entry)
         is_copied = found is not None and (found.get("kind"), kind) == (b"audit", "held")
@@ -52,6 +61,18 @@ class Storing(Part):
             holder = store.strings.get(key)
             if holder != claim_of(token) and (holder is not None or token):
                 return [b"duplicate_key", run_of(holder) or b"", place]
+        most = {
+            "held_env_max_entries": env_max_entries,
+            "held_env_max_bytes": env_max_bytes,
+            "held_org_max_entries": org_max_entries,
+            "held_org_max_bytes": org_max_bytes,
+            "held_max_entries": max_entries,
+            "held_max_bytes": max_bytes,
+        }
+        records = Records(store, owners, usage)
+        cap = records.over_cap(run_id, len(payload), env_id, org_id, most) if kind == "held" else None
+        if cap is not None:
+            return [b"over_cap", cap.encode(), 0]
         number = store.increment(seq)
         if found is not None:
             store.remove(waiting, f"{found.get('seq', b'').decode()}:{run_id}")
@@ -74,7 +95,6 @@ class Storing(Part):
         for key, expiry_ms in zip(binding, expires_ms, strict=True):
             store.put(key, b"run:" + run_id.encode(), expiry_ms)
         if kind == "held":
-            records = Records(store, owners, usage)
             if records.take_away(run_id):
                 store.remove(failed, run_id)
             records.put(run_id, len(payload), env_id.encode(), org_id.encode())

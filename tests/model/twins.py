@@ -31,6 +31,12 @@ SETTINGS = Settings(
     trip_window_ms=40,
     trip_threshold=4,
     hold_ms=50,
+    held_env_max_entries=6,
+    held_env_max_bytes=120,
+    held_org_max_entries=7,
+    held_org_max_bytes=150,
+    held_max_entries=8,
+    held_max_bytes=190,
 )
 
 KeyState = tuple[str, int | None, Any]
@@ -40,8 +46,9 @@ KeyState = tuple[str, int | None, Any]
 class Side:
     """One implementation, with everything that stands on it."""
 
-    def __init__(self, server: Server, settings: Settings) -> None:
-        self.buffer = Buffer(server, lambda: settings)
+    def __init__(self, server: Server, settings: Settings, now_us: Callable[[], int]) -> None:
+        # Sums are read again after each second, all at once: reading ahead takes an event loop, and the twins have none.
+        self.buffer = Buffer(server, lambda: settings, monotonic=lambda: now_us() // 1_000_000)
         self.scripts = Scripts(server)
         self.evaluator = TripEvaluator(self.scripts, self.buffer.keyspace, lambda: settings)
 
@@ -70,10 +77,11 @@ class Twins:
         """Begin anew: nothing held, no script known."""
         self.now_us = START_US
         self._server.prepare(self.now_us)
-        # A buffer remembers what its last pops told.
-        self._real = Side(self._server, SETTINGS)
         self.model = ModelServer(self.now_us)
-        self._modelled = Side(OnModel(self.model), SETTINGS)
+        # A buffer remembers what its last pops told, and how much is held.
+        self._real, self._modelled = (
+            Side(server, SETTINGS, lambda: self.now_us) for server in (self._server, OnModel(self.model))
+        )
 
     @property
     def keyspace(self) -> Keyspace:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from mollifier.caps import Cap
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.letters import Letter
 from mollifier.model import Entry, EntryKind
@@ -43,7 +44,13 @@ class KeyClaimed(msgspec.Struct, frozen=True):
     """Another trigger has claimed one of the keys and has not bound it yet; nothing changed."""
 
 
-AcceptOutcome = Accepted | Unconfirmed | DuplicateRun | DuplicateKey | KeyClaimed
+class OverCap(msgspec.Struct, frozen=True):
+    """The entry would exceed what may be held, by this cap; nothing changed."""
+
+    cap: Cap
+
+
+AcceptOutcome = Accepted | Unconfirmed | DuplicateRun | DuplicateKey | KeyClaimed | OverCap
 
 
 class Binding(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mollifier import inspection
 from mollifier.buffer.outcomes import HeldPlace
 from mollifier.buffer.part import Part, members_of, scored
+from mollifier.caps import Usage
 from mollifier.errors import MalformedEntryError
 from mollifier.inspection import Counts
 from mollifier.keys import parent_number
@@ -83,6 +84,10 @@ class Reading(Part):
         key = self.keyspace.of(org_id).children(env_id)
         found = await self._server.run("ZRANGE", key, number, number, "BYSCORE", "LIMIT", 0, limit)
         return [run_id.decode() for run_id in found]
+
+    async def usage(self) -> Usage:
+        """Return how much is held, in all, by organization and by environment."""
+        return await inspection.usage(self._server, self.keyspace)
 
     async def counts(self) -> Counts:
         """Count everything the buffer holds, over all partitions."""

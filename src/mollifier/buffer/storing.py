@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from redis.exceptions import RedisError
 
 from mollifier import scripts
 from mollifier.buffer.outcomes import (
@@ -16,18 +20,33 @@ from mollifier.buffer.outcomes import (
     DuplicateKey,
     DuplicateRun,
     KeyClaimed,
+    OverCap,
     Unconfirmed,
 )
 from mollifier.buffer.part import Part, one
+from mollifier.buffer.room import Room
+from mollifier.caps import Amount, Cap, exceeded, sum_names
 from mollifier.confirmation import Written
 from mollifier.errors import BufferUnavailableError
 from mollifier.keys import WAKE, parent_number
 from mollifier.model import Entry, EntryKind
 from mollifier.scripts import Settlement
+from mollifier.server import Command, Server
+from mollifier.settings import Settings
+
+
+def _loop_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Storing(Part):
-    """The part of the buffer that the trigger path writes to."""
+    """The part of the buffer that the trigger path writes to. `monotonic` returns seconds; by default it is the running loop's clock."""
+
+    def __init__(
+        self, server: Server, settings: Callable[[], Settings], *, monotonic: Callable[[], float] = _loop_s
+    ) -> None:
+        super().__init__(server, settings)
+        self._room = Room(server, self.keyspace, settings, monotonic)
 
     async def accept(
         self,
@@ -62,17 +81,35 @@ class Storing(Part):
     async def accept_many(self, entries: Sequence[Acceptance]) -> list[AcceptOutcome | BufferUnavailableError]:
         """Store entries in one round trip, each by itself: one that cannot be stored harms no other. One outcome each, in order.
 
-        Held entries are confirmed where `accept_confirm` asks for it; audit copies, which are not the only ones, never are.
+        Held entries are confirmed where `accept_confirm` asks for it, and stay within the caps (see `caps.py`); audit copies, which
+        are not the only ones, are neither confirmed nor capped.
         """
+        holding = any(entry.kind is EntryKind.HELD for entry in entries)
+        if holding:
+            await self._room.look()
         calls = [self._accept(entry) for entry in entries]
-        if self._settings().confirmation.is_asked and any(entry.kind is EntryKind.HELD for entry in entries):
-            confirmed = await self._confirmed.run_many(calls)
-            return [_confirmed(entry, reply) for entry, reply in zip(entries, confirmed, strict=True)]
-        replies = await self._scripts.run_many(calls)
-        return [
-            reply if isinstance(reply, BufferUnavailableError) else _accepted(entry, reply)
-            for entry, reply in zip(entries, replies, strict=True)
-        ]
+        try:
+            outcomes = await self._store(entries, calls, confirmed=holding and self._settings().confirmation.is_asked)
+        except BaseException:
+            self._room.arrive(entries)
+            raise
+        self._room.arrive(entries, outcomes)
+        return outcomes
+
+    async def find_over_cap(self, entries: Sequence[Acceptance]) -> Cap | None:
+        """Return the first cap that held entries of one environment would exceed if all were stored now; None where they fit.
+
+        One round trip, and nothing changes. What is held already takes no more room.
+        """
+        await self._room.look()
+        env_id, org_id = entries[0].env_id, entries[0].org_id
+        keys = self.keyspace.of(org_id)
+        asked: list[Command] = [("HGET", keys.entry(entry.run_id), "kind") for entry in entries]
+        sums, *kinds = await self._server.run_many([("HMGET", keys.usage, *sum_names(env_id, org_id)), *asked])
+        if isinstance(sums, RedisError):
+            raise BufferUnavailableError(f"HMGET: {sums}")
+        new = [len(entry.payload) for entry, kind in zip(entries, kinds, strict=True) if kind != b"held"]
+        return exceeded([int(each or 0) for each in sums], self._room.limits_of(org_id), Amount(len(new), sum(new)))
 
     async def claim(self, org_id: str, digest: str, token: str, lifetime_ms: int) -> ClaimOutcome:
         """Claim one of the caller's keys; see `claim_many`."""
@@ -125,8 +162,21 @@ class Storing(Part):
             )
         )
 
+    async def _store(
+        self, entries: Sequence[Acceptance], calls: Sequence[scripts.Call[scripts.AcceptReply]], *, confirmed: bool
+    ) -> list[AcceptOutcome | BufferUnavailableError]:
+        if confirmed:
+            written = await self._confirmed.run_many(calls)
+            return [_confirmed(entry, reply) for entry, reply in zip(entries, written, strict=True)]
+        replies = await self._scripts.run_many(calls)
+        return [
+            reply if isinstance(reply, BufferUnavailableError) else _accepted(entry, reply)
+            for entry, reply in zip(entries, replies, strict=True)
+        ]
+
     def _accept(self, entry: Acceptance) -> scripts.Call[scripts.AcceptReply]:
         keys = self.keyspace.of(entry.org_id)
+        most = self._room.leave(entry)
         return scripts.accept(
             entry=keys.entry(entry.run_id),
             queue=keys.queue(entry.env_id),
@@ -152,6 +202,7 @@ class Storing(Part):
             digests=",".join(binding.digest for binding in entry.bindings),
             wake=WAKE,
             parent="" if entry.parent_run_id is None else str(parent_number(entry.parent_run_id)),
+            **most._asdict(),
             expires_ms=[binding.expires_ms for binding in entry.bindings],
         )
 
@@ -166,6 +217,8 @@ def _accepted(entry: Acceptance, reply: scripts.AcceptReply) -> AcceptOutcome:
             return KeyClaimed()
         case "duplicate_key", winner, place:
             return DuplicateKey(winner, entry.bindings[place].digest)
+        case "over_cap", cap, _:
+            return OverCap(cast("Cap", cap))
 
 
 def _confirmed(

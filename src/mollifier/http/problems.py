@@ -11,6 +11,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
+from mollifier.caps import ENV_CAPS, ORG_CAPS
 from mollifier.errors import (
     BufferUnavailableError,
     ConflictError,
@@ -20,8 +21,10 @@ from mollifier.errors import (
     MalformedBodyError,
     MollifierError,
     NotFoundError,
+    OverCapError,
 )
 from mollifier.http.services import services_of
+from mollifier.settings import variable
 from mollifier.telemetry import describe
 
 MEDIA_TYPE = "application/problem+json"
@@ -104,12 +107,26 @@ def of_ours(request: Request[Any, Any, Any], error: MollifierError) -> Response[
         case RefusedError(status=status, headers=headers, field=field):
             errors = [FieldError(field, str(error))] if field else []
             return problem(status, str(error), errors, headers)
+        case OverCapError():
+            return problem(HTTPStatus.TOO_MANY_REQUESTS, _too_many(error), headers={"Retry-After": str(RETRY_AFTER_S)})
         case EngineUnavailableError() | BufferUnavailableError():
             services_of(request).mollifier.telemetry.unavailable(error)
             detail = f"The store behind this API cannot be reached now; try again in {RETRY_AFTER_S} seconds."
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
         case _:
             return of_anything(request, error)
+
+
+def _too_many(error: OverCapError) -> str:
+    whose = (
+        " of this environment" if error.cap in ENV_CAPS else " of this organization" if error.cap in ORG_CAPS else ""
+    )
+    cap = variable(error.cap)
+    if not error.fits:
+        return (
+            f"This is more at once than may be held{whose} ({cap}); send less at a time, after {RETRY_AFTER_S} seconds."
+        )
+    return f"As many triggers{whose} are held as may be ({cap}); try again in {RETRY_AFTER_S} seconds."
 
 
 def of_framework(_request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

@@ -2,6 +2,7 @@
 --
 -- Except that a held entry takes the place of an audit copy of its run, whatever state that is in and whoever has it: the copy's run is
 -- created by whoever made the copy, or was to be, while a held entry is all there is.
+-- A held entry that would exceed one of the caps is refused, and the reply names the cap. Audit copies are in no sum and under no cap.
 -- Each key of the caller's is taken for the run: it must be claimed by the token that comes with this call, or, where none
 -- comes, free: a claim that has run out may have been another's meanwhile.
 -- @include index
@@ -31,15 +32,38 @@
 --       9 digests     the names of the bindings, as settling needs them
 --       10 wake       the channel on which drainers listen for work
 --       11 parent     a digest of the run that triggered this one, or ''
---       12... expires_ms  when each binding ends
--- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', which of the keys}
-local is_copied = ARGV[4] == 'held' and redis.call('HGET', KEYS[1], 'kind') == 'audit'
+--       12 env_max_entries  the most that may be held of the environment, with this entry
+--       13 env_max_bytes
+--       14 org_max_entries  of the organization
+--       15 org_max_bytes
+--       16 max_entries      in this partition, by what the others leave
+--       17 max_bytes
+--       18... expires_ms  when each binding ends
+-- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', which of the keys} | {'over_cap', cap, 0}
+local CAPS = {'held_env_max_entries', 'held_env_max_bytes', 'held_org_max_entries', 'held_org_max_bytes',
+  'held_max_entries', 'held_max_bytes'}
+
+local held = ARGV[4] == 'held'
+local is_copied = held and redis.call('HGET', KEYS[1], 'kind') == 'audit'
 if not is_copied and redis.call('EXISTS', KEYS[1]) == 1 then return {'duplicate_run', ARGV[1], 0} end
 local claim = 'claim:' .. ARGV[8]
 for i = 13, #KEYS do
   local holder = redis.call('GET', KEYS[i])
   if holder and holder ~= claim or not holder and ARGV[8] ~= '' then
     return {'duplicate_key', holder and string.match(holder, '^run:(.*)') or '', i - 13}
+  end
+end
+
+local known, names, sums
+if held then
+  known = redis.call('HGET', KEYS[8], ARGV[1])
+  names, sums = read_sums(KEYS[9], ARGV[2], ARGV[3])
+  -- An entry of this run that vanished, and was not missed yet, is in the sums; this one takes its place.
+  local vanished = known and read_record(KEYS[8], ARGV[1])
+  local most = {ARGV[12], ARGV[13], ARGV[14], ARGV[15], ARGV[16], ARGV[17]}
+  for i, cap in ipairs(CAPS) do
+    local more = i % 2 == 1 and (vanished and 0 or 1) or #ARGV[5] - (vanished or 0)
+    if sums[i] + more > tonumber(most[i]) then return {'over_cap', cap, 0} end
   end
 end
 
@@ -58,15 +82,15 @@ redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'kind', ARGV[4], 'env', ARGV[2], 
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'bindings', ARGV[9]) end
 for i = 13, #KEYS do
-  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i - 1])
+  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 5])
 end
-if ARGV[4] == 'held' then
+if held then
   -- An entry of this run that vanished is a dead letter no more.
-  if redis.call('HGET', KEYS[8], ARGV[1]) then
+  if known then
     release(KEYS[8], KEYS[9], {ARGV[1]})
     redis.call('ZREM', KEYS[7], ARGV[1])
+    names, sums = read_sums(KEYS[9], ARGV[2], ARGV[3])
   end
-  local names, sums = read_sums(KEYS[9], ARGV[2], ARGV[3])
   write_record(KEYS[8], ARGV[1], #ARGV[5], ARGV[2], ARGV[3])
   add_to_sums(KEYS[9], names, sums, 1, #ARGV[5])
   add(KEYS[6], ARGV[7], ARGV[1], ttl)

@@ -14,9 +14,9 @@ local function write_record(owners, run_id, bytes, env, org)
   redis.call('HSET', owners, run_id, bytes .. ':' .. #env .. ':' .. env .. org)
 end
 
--- The sums that an entry of this environment is in: their names, and what they are.
+-- The sums that an entry of this environment is in: their names, and what they are, the narrowest first.
 local function read_sums(usage, env, org)
-  local names = {'entries', 'bytes', 'entries:org:' .. org, 'bytes:org:' .. org, 'entries:env:' .. env, 'bytes:env:' .. env}
+  local names = {'entries:env:' .. env, 'bytes:env:' .. env, 'entries:org:' .. org, 'bytes:org:' .. org, 'entries', 'bytes'}
   local sums = redis.call('HMGET', usage, unpack(names))
   for i = 1, #names do sums[i] = tonumber(sums[i] or 0) end
   return names, sums

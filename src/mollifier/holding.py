@@ -1,0 +1,89 @@
+"""1. Holding: the buffer as the trigger path uses it, each question within its deadline; what it cannot take is counted, never raised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from mollifier import snapshots as encoding
+from mollifier.buffer import Acceptance, AcceptOutcome, Buffer, Unconfirmed
+from mollifier.caps import Cap
+from mollifier.claims import Claim, bindings
+from mollifier.cursors import as_us
+from mollifier.deadline import within
+from mollifier.errors import BufferUnavailableError
+from mollifier.model import EntryKind, Snapshot
+from mollifier.settings import Settings
+from mollifier.telemetry import Telemetry
+
+_ENTRIES_PER_DEADLINE = 100
+"""The deadline is for one entry; so many more take about as long again."""
+
+
+class Holding:
+    """Puts entries into the buffer. `buffer` is None when none is configured: then it takes nothing."""
+
+    def __init__(self, *, settings: Callable[[], Settings], buffer: Buffer | None, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._buffer = buffer
+        self._telemetry = telemetry
+
+    async def accept(self, entries: Sequence[Acceptance]) -> Sequence[AcceptOutcome | None]:
+        """Store the entries; None stands for one that the buffer did not take."""
+        if self._buffer is None or not entries:
+            return [None] * len(entries)
+        settings = self._settings()
+        deadline_ms = self._deadline_ms(len(entries))
+        if settings.confirmation.is_asked:
+            deadline_ms += settings.accept_confirm_timeout_ms
+        payload_bytes = sum(len(entry.payload) for entry in entries)
+        try:
+            with self._telemetry.span("mollifier.buffer.accept", {"mollifier.payload_bytes": payload_bytes}):
+                outcomes = await within(deadline_ms, self._buffer.accept_many(entries))
+        except Exception as error:  # noqa: BLE001 - a buffer fault of any kind never fails a trigger
+            self._telemetry.failed_open("buffer", error)
+            return [None] * len(entries)
+        faults = [outcome for outcome in outcomes if isinstance(outcome, BufferUnavailableError)]
+        for fault in faults[:1]:
+            self._telemetry.failed_open("buffer", fault)
+        if any(isinstance(outcome, Unconfirmed) for outcome in outcomes):
+            missed = f"not confirmed within {settings.accept_confirm_timeout_ms} ms: {settings.accept_confirm}"
+            self._telemetry.failed_open("confirmation", BufferUnavailableError(missed))
+        return [None if isinstance(outcome, BufferUnavailableError) else outcome for outcome in outcomes]
+
+    async def find_over_cap(self, entries: Sequence[Acceptance]) -> Cap | None:
+        """Return the first cap that these entries of one environment would exceed together; None too where the buffer does not answer."""
+        if self._buffer is None or not entries:
+            return None
+        try:
+            return await within(self._deadline_ms(len(entries)), self._buffer.find_over_cap(entries))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._telemetry.failed_open("buffer", error)
+            return None
+
+    def _deadline_ms(self, entries: int) -> int:
+        return self._settings().accept_deadline_ms * -(-entries // _ENTRIES_PER_DEADLINE)
+
+
+def held_entry(snapshot: Snapshot, claim: Claim | None) -> Acceptance:
+    """Return the entry that is the run's only copy until the run is created."""
+    return msgspec.structs.replace(
+        audit_copy(snapshot),
+        kind=EntryKind.HELD,
+        created_us=as_us(snapshot.created_at),
+        parent_run_id=snapshot.parent_run_id,
+        bindings=[binding for _, binding in bindings(snapshot)],
+        token=claim.proof if claim else "",
+    )
+
+
+def audit_copy(snapshot: Snapshot) -> Acceptance:
+    """Return the entry that duplicates a run which is created as always."""
+    return Acceptance(
+        run_id=snapshot.run_id,
+        env_id=snapshot.env_id,
+        org_id=snapshot.org_id,
+        payload=encoding.encode(snapshot),
+        kind=EntryKind.AUDIT,
+    )

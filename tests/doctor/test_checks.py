@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from mollifier.caps import CAPS, Amount, Cap, Usage
 from mollifier.doctor.buffer_checks import BUFFER_CHECKS
 from mollifier.doctor.database_checks import DATABASE_CHECKS
 from mollifier.doctor.diagnosis import examine, worst_first
@@ -51,6 +52,7 @@ GOOD_BUFFER = BufferFacts(
     keys=0,
     sample=Sample(0, 0),
     counts=EMPTY,
+    usage=Usage(Amount(), {}, {}),
     drainers=1,
     ahead_ms=0,
 )
@@ -202,6 +204,51 @@ def test_what_a_confirmation_needs_is_looked_for(
     settings: Settings, check: str, facts: dict[str, Any], severity: str
 ) -> None:
     assert judged("buffer", check, settings, **facts) == severity
+
+
+@pytest.mark.parametrize(
+    ("cap", "held", "severity"),
+    [
+        ("held_env_max_entries", Amount(79, 0), "ok"),
+        ("held_env_max_entries", Amount(80, 0), "warning"),
+        ("held_env_max_bytes", Amount(200, 79), "ok"),
+        ("held_env_max_bytes", Amount(0, 80), "warning"),
+        ("held_org_max_entries", Amount(120, 0), "warning"),
+        ("held_org_max_bytes", Amount(0, 79), "ok"),
+    ],
+)
+def test_a_cap_that_is_nearly_reached_is_found_out(cap: Cap, held: Amount, severity: str) -> None:
+    usage = Usage(held, {"o": held, "p": Amount()}, {"e": held})
+    assert judged("buffer", "caps", replace(DIVERTING, **{cap: 100}), usage=usage) == severity
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "severity"),
+    [
+        (DIVERTING, {"max_memory_bytes": 4 * GIB}, "ok"),
+        (DIVERTING, {"max_memory_bytes": 3 * GIB}, "warning"),
+        (DIVERTING, {"max_memory_bytes": 0, "system_memory_bytes": 3 * GIB}, "warning"),
+        (DIVERTING, {"max_memory_bytes": 0, "system_memory_bytes": None}, "ok"),
+        (replace(DIVERTING, held_max_bytes=GIB, held_max_entries=500_000), {"max_memory_bytes": 2 * GIB}, "ok"),
+        (replace(DIVERTING, held_max_bytes=0), {}, "info"),
+        (replace(DIVERTING, **dict.fromkeys(CAPS, 0)), {"usage": Usage(Amount(10**9, 10**12), {}, {})}, "info"),
+        (DIVERTING, {"usage": None}, "unknown"),
+        (MONITORING, {"max_memory_bytes": GIB, "usage": None}, "ok"),
+    ],
+)
+def test_what_may_be_held_is_measured_against_the_servers_memory(
+    settings: Settings, facts: dict[str, Any], severity: str
+) -> None:
+    assert judged("buffer", "caps", settings, **facts) == severity
+
+
+def test_of_a_cap_it_is_said_which_one_whose_and_what_happens_beyond() -> None:
+    usage = Usage(Amount(9, 9), {"o": Amount(9, 9)}, {"e": Amount(9, 9)})
+    settings = replace(DIVERTING, held_org_max_entries=10, held_over_cap="reject")
+    facts = Facts(settings=settings, buffer=replace(GOOD_BUFFER, usage=usage), database=GOOD_DATABASE)
+    (found,) = [finding for finding in examine(facts) if finding.check == "buffer.caps"]
+    assert found.what == "MOLLIFIER_HELD_ORG_MAX_ENTRIES: 90% in use by o"
+    assert "429" in found.why
 
 
 @pytest.mark.parametrize(("concurrency", "severity"), [(128, "ok"), (129, "warning")])

@@ -27,7 +27,7 @@ from tests.postgres.support import execute as execute_sql
 from tests.servers import valkey
 
 Findings = dict[str, Finding]
-WELL = ("--appendonly", "yes", "--maxmemory", "1gb", "--maxmemory-policy", "noeviction")
+WELL = ("--appendonly", "yes", "--maxmemory", "8gb", "--maxmemory-policy", "noeviction")
 
 
 @asynccontextmanager
@@ -67,7 +67,8 @@ def of_buffer(findings: Findings) -> dict[str, str]:
         (("--appendfsync", "always"), {}),
         (("--maxmemory-policy", "allkeys-lru"), {"buffer.eviction": "critical"}),
         (("--maxmemory", "0"), {"buffer.memory": "info"}),
-        (("--maxmemory", "1200kb"), {"buffer.memory": "critical"}),
+        (("--maxmemory", "1200kb"), {"buffer.memory": "critical", "buffer.caps": "warning"}),
+        (("--maxmemory", "2gb"), {"buffer.caps": "warning"}),
         (("--maxclients", "16"), {"buffer.connections": "warning"}),
         (("--rename-command", "CONFIG", ""), {"buffer.persistence": "unknown"}),
         (("--rename-command", "EVAL", ""), {"buffer.access": "critical"}),
@@ -75,7 +76,12 @@ def of_buffer(findings: Findings) -> dict[str, str]:
         (("--replicaof", "127.0.0.1", "1"), {"buffer.role": "critical"}),
         (
             ("--cluster-enabled", "yes"),
-            {"buffer.role": "warning", "buffer.access": "critical", "buffer.layout": "unknown"},
+            {
+                "buffer.role": "warning",
+                "buffer.access": "critical",
+                "buffer.layout": "unknown",
+                "buffer.caps": "unknown",
+            },
         ),
     ],
     ids=str,

@@ -6,7 +6,9 @@ import httpx
 import msgspec
 import pytest
 
+from mollifier.caps import CAPS
 from mollifier.model import Tenant
+from mollifier.settings import variable
 from tests.http.conftest import ADMIN_TOKEN, Api, Start, bearer, fields_of
 
 ROUTES: list[tuple[str, str, Any]] = [
@@ -187,6 +189,8 @@ async def test_what_the_buffer_holds_is_counted_and_listed(start: Start, tenant:
         await api.admin("PUT", f"organizations/{tenant.org_id}/flags", {"mollifierEnabled": True})
         run_ids = [await api.triggered(tenant, n) for n in range(4)][1:]
         counts = (await api.admin("GET", "buffer")).json()
+        caps = counts.pop("caps")
+        assert {cap["setting"]: cap["held"] for cap in caps} == {variable(cap): 0 for cap in CAPS}
         assert {**counts, "oldestMs": 0} == {
             "queued": 3,
             "waiting": 0,
@@ -194,6 +198,8 @@ async def test_what_the_buffer_holds_is_counted_and_listed(start: Start, tenant:
             "failed": 0,
             "organizations": [tenant.org_id],
             "oldestMs": 0,
+            "heldEntries": 0,
+            "heldBytes": 0,
         }
         path = f"buffer/entries?env={tenant.env_id}"
         listed = (await api.admin("GET", path)).json()["data"]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mollifier.doctor.capacity_checks import caps, memory
 from mollifier.doctor.facts import BufferFacts
 from mollifier.doctor.findings import Judgement, critical, info, ok, unknown, warning
 from mollifier.server import PIPELINES
 from mollifier.settings import Settings, variable
 
-NEAR, FULL = 0.75, 0.9
-"""Shares of the memory at which it is time to act, and late."""
 LAG_S = 10
 _REDIS_FLOOR, _VALKEY_FLOOR, _WAITAOF_FLOOR, _HONEST_WAITAOF = (7, 0), (8,), (7, 2), (8,)
 
@@ -117,33 +116,6 @@ def eviction(facts: BufferFacts, settings: Settings) -> Judgement:
             "run `mollifier audit` over the logs of that time; the policy is noeviction by now",
         )
     return ok("noeviction: a full buffer refuses, it throws nothing away")
-
-
-def memory(facts: BufferFacts, _settings: Settings) -> Judgement:
-    """Is there room?"""
-    limit, used = facts.max_memory_bytes or facts.system_memory_bytes, facts.used_memory_bytes
-    if not limit or used is None:
-        return unknown(
-            "how much memory is in use, and how much there is, is not told",
-            "a full buffer refuses entries",
-            "watch it where the server is run",
-        )
-    share = used / limit
-    what = f"{_size(used)} of {_size(limit)} in use ({share:.0%})"
-    if share >= NEAR:
-        worse = critical if share >= FULL else warning
-        return worse(
-            what,
-            "a full buffer refuses entries, so bursts go to the database after all",
-            "find out why it fills (are workers draining?), or give the server more memory",
-        )
-    if not facts.max_memory_bytes:
-        return info(
-            f"{what}, no maxmemory set",
-            "when the machine runs out, the operating system ends the server instead of the server refusing a write",
-            "set maxmemory to about three quarters of the machine's memory",
-        )
-    return ok(what)
 
 
 def version(facts: BufferFacts, settings: Settings) -> Judgement:
@@ -312,16 +284,9 @@ BUFFER_CHECKS: tuple[Callable[[BufferFacts, Settings], Judgement], ...] = (
     persistence,
     eviction,
     memory,
+    caps,
     replicas,
     connections,
     tenancy,
     transport,
 )
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:  # noqa: PLR2004 - what a unit is of the next
-            return f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"

@@ -7,8 +7,8 @@ Whose keys are on it is told by drawing some at random, in the same round trip: 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -17,9 +17,10 @@ from redis.exceptions import RedisError
 from mollifier import inspection
 from mollifier.doctor.facts import Address, BufferFacts, Replica, Sample, reach
 from mollifier.errors import BufferUnavailableError
-from mollifier.inspection import Counts
 from mollifier.keys import PARTITIONS, ROOT, WAKE, Keyspace
 from mollifier.server import Server
+
+T = TypeVar("T")
 
 _DRAWN = 256
 _PREFIXES = 3
@@ -53,7 +54,8 @@ async def buffer_facts(server: Server, redis_url: str, clock: Callable[[], float
         partitions=recorded,
         keys=keys if isinstance(keys, int) else None,
         sample=_sample(drawn),
-        counts=await _counts(server, recorded),
+        counts=await _read(server, recorded, inspection.count),
+        usage=await _read(server, recorded, inspection.usage),
         drainers=None if isinstance(listening, RedisError) else int(listening[1]),
         ahead_ms=round(now_ms - (before_ms + after_ms) / 2),
         margin_ms=round((after_ms - before_ms) / 2) + 1,
@@ -71,12 +73,12 @@ def address_of(redis_url: str) -> Address:
     )
 
 
-async def _counts(server: Server, partitions: int | None) -> Counts | None:
-    """Count by the layout that the buffer was made with, whatever the settings say; None where a server refuses."""
+async def _read(server: Server, partitions: int | None, read: Callable[[Server, Keyspace], Awaitable[T]]) -> T | None:
+    """Read by the layout that the buffer was made with, whatever the settings say; None where a server refuses."""
     if partitions is None:
         return None
     try:
-        return await inspection.count(server, Keyspace(partitions))
+        return await read(server, Keyspace(partitions))
     except BufferUnavailableError:
         return None
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from mollifier.caps import Usage
 from mollifier.inspection import Counts
 from mollifier.settings import Settings
 
@@ -80,6 +81,7 @@ class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
     other_databases: tuple[str, ...] = ()
     sample: Sample | None = None
     counts: Counts | None = None
+    usage: Usage | None = None
 
     # Who is there
     drainers: int | None = None

@@ -11,6 +11,7 @@ from litestar import Request, Response, get
 from litestar.params import Parameter
 
 from mollifier.buffer import Buffer
+from mollifier.caps import ENV_CAPS, ORG_CAPS, CapUse, uses
 from mollifier.cursors import from_ms
 from mollifier.errors import FieldError, InvalidRequestError, MalformedEntryError
 from mollifier.http.openapi import documented
@@ -25,8 +26,21 @@ LIMIT_DEFAULT = 100
 OFFSET_MAX = 10**9
 
 
+class CapBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """A cap that is set: the most that may be held, and what is held of it by its fullest environment or organization, or in all."""
+
+    setting: str
+    most: int
+    held: int
+    env_id: str | None = None
+    org_id: str | None = None
+
+
 class BufferBody(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """How much the buffer holds; `oldestMs` is the age of the longest-held queued entry, null when nothing is queued."""
+    """How much the buffer holds; `oldestMs` is the age of the longest-held queued entry, null when nothing is queued.
+
+    Held are the entries that are the only copy of their run, failed ones too; what they carry takes `heldBytes`.
+    """
 
     queued: int
     waiting: int
@@ -34,6 +48,9 @@ class BufferBody(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     failed: int
     organizations: tuple[str, ...]
     oldest_ms: int | None
+    held_entries: int
+    held_bytes: int
+    caps: tuple[CapBody, ...]
 
 
 class EntryBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
@@ -62,8 +79,10 @@ class EntryList(msgspec.Struct, frozen=True):
     "/buffer", summary="Count what the buffer holds", operation_class=documented(HTTPStatus.NOT_FOUND, key="adminToken")
 )
 async def get_buffer(request: Request[Any, Any, Any]) -> Response[BufferBody]:
-    """Count what the buffer holds: entries by state, organizations with entries, the oldest one's age."""
-    counts = await buffer_of(services_of(request)).counts()
+    """Count what the buffer holds: entries by state, organizations with entries, the oldest one's age; and how much of the caps it is."""
+    services = services_of(request)
+    buffer = buffer_of(services)
+    counts, usage = await buffer.counts(), await buffer.usage()
     return json_response(
         BufferBody(
             queued=counts.queued,
@@ -72,6 +91,9 @@ async def get_buffer(request: Request[Any, Any, Any]) -> Response[BufferBody]:
             failed=counts.failed,
             organizations=counts.organizations,
             oldest_ms=counts.oldest_ms,
+            held_entries=usage.total.entries,
+            held_bytes=usage.total.bytes,
+            caps=tuple(_cap(use) for use in uses(services.settings, usage)),
         )
     )
 
@@ -111,6 +133,17 @@ def buffer_of(services: Services) -> Buffer:
         detail = f"No buffer is configured: set {variable('redis_url')} and restart the API."
         raise RefusedError(HTTPStatus.NOT_FOUND, detail)
     return buffer
+
+
+def _cap(use: CapUse) -> CapBody:
+    owner_id = use.owner_id or None
+    return CapBody(
+        setting=variable(use.cap),
+        most=use.most,
+        held=use.held,
+        env_id=owner_id if use.cap in ENV_CAPS else None,
+        org_id=owner_id if use.cap in ORG_CAPS else None,
+    )
 
 
 def _entry(entry: Entry | MalformedEntryError) -> EntryBody:

@@ -21,6 +21,10 @@ DIVERT = msgspec.structs.replace(
     sampled=6, sampled_retrieved=6, sampled_tagged=3, sampled_cancelled=2, sampled_too_late=0, sampled_faults=0,
 )  # fmt: skip
 OUTAGE = msgspec.structs.replace(DIVERT, buffered=6, drained=6, sheltered=2)
+CAPPED = msgspec.structs.replace(DIVERT, over_cap_created=1, buffered=3, drained=3)
+REJECTING = msgspec.structs.replace(
+    DIVERT, offered=12, rejected=2, over_cap_rejected=2, mollify=6, buffered=4, drained=4
+)
 BARE = Books(offered=10, accepted=10, pass_through=6, mollify=4)
 
 
@@ -35,6 +39,8 @@ BARE = Books(offered=10, accepted=10, pass_through=6, mollify=4)
         (msgspec.structs.replace(DIVERT, sampled_too_late=1, executed=7), Mode.DIVERT),
         (msgspec.structs.replace(DIVERT, attempts_used_up=1), Mode.DIVERT),
         (OUTAGE, Mode.DIVERT),
+        (CAPPED, Mode.DIVERT),
+        (REJECTING, Mode.DIVERT),
         (MONITOR, None),
         (SHADOW, None),
         (BARE, None),
@@ -75,6 +81,19 @@ def test_a_play_that_went_well_balances(books: Books, mode: Mode | None) -> None
         (DIVERT, Mode.DIVERT, {"sampled_faults": 1}, "1 times a held run was not what it had to be"),
         (OUTAGE, Mode.DIVERT, {"buffered": 5, "drained": 5}, "mollified 4 triggers and 5 were buffered"),
         (OUTAGE, Mode.DIVERT, {"attempts_used_up": 1}, "1 entries used up attempts"),
+        (
+            CAPPED,
+            Mode.DIVERT,
+            {"buffered": 4, "drained": 4},
+            "mollified 4 triggers, caps kept 1 out and 4 were buffered",
+        ),
+        (
+            REJECTING,
+            Mode.DIVERT,
+            {"offered": 13, "rejected": 3},
+            "1 calls were rejected (4xx), and not because of a cap",
+        ),
+        (REJECTING, Mode.DIVERT, {"pass_through": 5}, "the gate decided 11 times for 10 accepted"),
         (BARE, None, {"left_in_buffer": 1}, "1 entries are left"),
     ],
 )

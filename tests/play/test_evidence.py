@@ -21,6 +21,11 @@ mollifier_decisions_total{enrolled="true",org_id="b",outcome="mollify",reason="p
 # HELP mollifier_failed_open_total Failures
 # TYPE mollifier_failed_open_total counter
 mollifier_failed_open_total{part="buffer"} 2.0
+# HELP mollifier_over_cap_total Over a cap
+# TYPE mollifier_over_cap_total counter
+mollifier_over_cap_total{cap="held_env_max_bytes",outcome="create"} 3.0
+mollifier_over_cap_total{cap="held_max_bytes",outcome="create"} 4.0
+mollifier_over_cap_total{cap="held_max_bytes",outcome="reject"} 1.0
 """
 
 
@@ -31,6 +36,8 @@ def test_decisions_are_summed_over_replicas_and_counted_from_a_moment_on() -> No
     new = after.since(before)
     assert (new.outcomes["pass_through"], new.outcomes["shadow_log"], new.outcomes["mollify"]) == (3, 0, 9)
     assert (dict(new.mollified), new.failed_open) == ({"a": 4, "b": 5}, 2)
+    assert dict(after.over_cap) == {"create": 14, "reject": 2}
+    assert dict(new.over_cap) == {"create": 7, "reject": 1}
 
 
 def event(name: str, run_id: str, env_id: str = "env", sha: str = "x") -> bytes:

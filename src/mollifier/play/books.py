@@ -19,7 +19,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     """Every number counts triggers, runs or entries; None is a number that nobody could be asked for.
 
     `pass_through`, `shadow_log` and `mollify` are the gate's decisions; `would_mollify`, `buffered` and `drained` come from the
-    structured log; `failed_open` counts failures of the gate and the buffer that triggers survived; `runs_created` is counted in
+    structured log; `over_cap_created` and `over_cap_rejected` count triggers that the gate mollified and a cap kept out of the buffer, by what
+    became of them; `failed_open` counts failures of the gate and the buffer that triggers survived; `runs_created` is counted in
     the database; `buffer_connections` are those that the buffer's server of an embedded stack saw from anybody.
 
     `sheltered`, of a play with an outage, counts triggers that the gate let pass and that were held because their engine was away;
@@ -34,6 +35,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     pass_through: int = 0
     shadow_log: int = 0
     mollify: int = 0
+    over_cap_created: int = 0
+    over_cap_rejected: int = 0
     failed_open: int = 0
     would_mollify: int | None = None
     buffered: int | None = None
@@ -64,8 +67,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             yield f"offered {self.offered} is not accepted {self.accepted} + rejected {self.rejected} + errors {self.errors}"
         if self.errors:
             yield f"{self.errors} calls got no answer or a failure (5xx)"
-        if self.rejected:
-            yield f"{self.rejected} calls were rejected (4xx)"
+        if self.rejected > self.over_cap_rejected:
+            yield f"{self.rejected - self.over_cap_rejected} calls were rejected (4xx), and not because of a cap"
 
     def _runs(self) -> Iterator[str]:
         if self.lost:
@@ -80,8 +83,10 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
                 yield f"{self.executed} of {to_execute} runs were executed to their end"
 
     def _buffer(self) -> Iterator[str]:
-        if self.buffered not in (None, self.mollify + (self.sheltered or 0)):
-            yield f"the gate mollified {self.mollify} triggers and {self.buffered} were buffered"
+        over_cap = self.over_cap_created + self.over_cap_rejected
+        if self.buffered not in (None, self.mollify - over_cap + (self.sheltered or 0)):
+            kept_out = f", caps kept {over_cap} out" if over_cap else ""
+            yield f"the gate mollified {self.mollify} triggers{kept_out} and {self.buffered} were buffered"
         if self.drained != self.buffered:
             yield f"{self.buffered} triggers were buffered and {self.drained} drained"
         if self.would_mollify not in (None, self.shadow_log):
@@ -106,7 +111,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
                 if self.buffer_connections:
                     yield f"switched off, and yet the buffer's server saw {self.buffer_connections} connections"
             case Mode.SHADOW | Mode.MONITOR | Mode.DIVERT:
-                if decided != self.accepted:
+                if decided != self.accepted + self.over_cap_rejected:
                     yield f"the gate decided {decided} times for {self.accepted} accepted triggers"
                 if mode is Mode.SHADOW and self.mollify:
                     yield f"in shadow mode nothing may be held, and {self.mollify} triggers were"

@@ -25,23 +25,28 @@ class EvidenceError(MollifierError):
 
 
 class Decisions(NamedTuple):
-    """Counts of the gate since its processes started; `mollified` is per enrolled organization."""
+    """Counts of the trigger path since its processes started: `outcomes` of the gate, `mollified` per enrolled organization.
+
+    `over_cap` has what became of triggers that a cap kept out of the buffer: create, reject or fail.
+    """
 
     outcomes: Counter[str]
     mollified: Counter[str]
+    over_cap: Counter[str]
     failed_open: int
 
     def since(self, before: Decisions) -> Decisions:
         """Return what came on top of the earlier counts."""
-        outcomes, mollified = self.outcomes.copy(), self.mollified.copy()
-        outcomes.subtract(before.outcomes)
-        mollified.subtract(before.mollified)
-        return Decisions(outcomes, mollified, self.failed_open - before.failed_open)
+        since = Decisions(self.outcomes.copy(), self.mollified.copy(), self.over_cap.copy(), self.failed_open)
+        since.outcomes.subtract(before.outcomes)
+        since.mollified.subtract(before.mollified)
+        since.over_cap.subtract(before.over_cap)
+        return since._replace(failed_open=self.failed_open - before.failed_open)
 
 
 def parse_decisions(texts: Iterable[str]) -> Decisions:
     """Return the sum over all replicas; each text is what one answers at `/metrics`."""
-    outcomes, mollified, failed_open = Counter[str](), Counter[str](), 0
+    outcomes, mollified, over_cap, failed_open = Counter[str](), Counter[str](), Counter[str](), 0
     for text in texts:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
@@ -50,9 +55,11 @@ def parse_decisions(texts: Iterable[str]) -> Decisions:
                     outcomes[sample.labels["outcome"]] += count
                     if sample.labels["outcome"] == "mollify" and "org_id" in sample.labels:
                         mollified[sample.labels["org_id"]] += count
+                elif sample.name == "mollifier_over_cap_total":
+                    over_cap[sample.labels["outcome"]] += count
                 elif sample.name == "mollifier_failed_open_total":
                     failed_open += count
-    return Decisions(outcomes, mollified, failed_open)
+    return Decisions(outcomes, mollified, over_cap, failed_open)
 
 
 async def read_decisions(session: aiohttp.ClientSession, api_urls: Sequence[str]) -> Decisions:

@@ -34,7 +34,9 @@ def figures(played: Played) -> list[Figure]:
     every = [
         Figure("offered", books.offered, "triggers sent, each at its own time"),
         Figure("accepted", books.accepted, "answered with a run id"),
-        Figure("rejected", books.rejected, "answered 4xx: the caller's mistake"),
+        Figure(
+            "rejected", books.rejected, "answered 4xx: the caller's mistake, or over a cap where that is the policy"
+        ),
         Figure("errors", books.errors, "no answer, or a failure of the system"),
         Figure("pass_through", books.pass_through, "the gate saw no burst, or was not asked"),
     ]
@@ -43,6 +45,14 @@ def figures(played: Played) -> list[Figure]:
     if buffering:
         every += [
             Figure("mollify", books.mollify, "the gate saw a burst: the trigger's snapshot goes to the buffer"),
+            Figure(
+                "over_cap_created",
+                books.over_cap_created or None,
+                "kept out by a cap: their runs were created directly",
+            ),
+            Figure(
+                "over_cap_rejected", books.over_cap_rejected or None, "kept out by a cap: rejected, as the policy says"
+            ),
             Figure("buffered", books.buffered, "snapshots that went into it"),
             Figure("drained", books.drained, "snapshots that came out again"),
             Figure("sheltered", books.sheltered, "of these, not of a burst: held because the database was away"),

@@ -180,6 +180,8 @@ class Session:
             pass_through=decisions.outcomes["pass_through"],
             shadow_log=decisions.outcomes["shadow_log"],
             mollify=decisions.outcomes["mollify"],
+            over_cap_created=decisions.over_cap["create"],
+            over_cap_rejected=decisions.over_cap["reject"],
             failed_open=decisions.failed_open,
             would_mollify=None if audit is None else audit.would_mollify,
             buffered=None if audit is None else audit.buffered,
@@ -191,7 +193,7 @@ class Session:
             executed=executed,
             left_in_buffer=left,
             buffer_connections=connections,
-            sheltered=None if self._outage is None or audit is None else audit.buffered - decisions.outcomes["mollify"],
+            sheltered=None if self._outage is None or audit is None else audit.buffered - _to_buffer(decisions),
             attempts_used_up=None if self._journal is None else self._journal.attempts_used_up,
             **({} if sample is None else _sample_fields(sample)),
         )
@@ -262,7 +264,7 @@ class Session:
         connections = await self._connections()
         if self._journal is not None and self._system.shared:
             self._journal.only = run_ids.__contains__
-        mollified, shadowed = decisions.outcomes["mollify"], decisions.outcomes["shadow_log"]
+        mollified, shadowed = _to_buffer(decisions), decisions.outcomes["shadow_log"]
 
         async def look() -> tuple[int, Report | None]:
             left = max(0, await self._left_in_buffer(http) - left_before)
@@ -312,6 +314,11 @@ class Session:
             with suppress(asyncio.CancelledError):
                 await reporting
             self._report(what, answers)
+
+
+def _to_buffer(decisions: Decisions) -> int:
+    """Return how many of the mollified triggers the caps let into the buffer."""
+    return decisions.outcomes["mollify"] - decisions.over_cap["create"] - decisions.over_cap["reject"]
 
 
 def _sample_fields(sample: SampleFigures) -> dict[str, int]:

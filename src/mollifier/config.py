@@ -69,6 +69,7 @@ HELP: Mapping[str, str] = {
     "drain_max_orgs_per_tick": "organizations served in one tick",
     "drain_shutdown_timeout_ms": "milliseconds a stopping worker waits for entries in hand",
     "drain_poll_interval_ms": "milliseconds between looks at an empty buffer",
+    "sweep_interval_s": "seconds between sweeps, which look through the buffer for what is stale or does not fit together, and repair its index",
 }
 """One line for every variable, by its name in lower case without the prefix."""
 

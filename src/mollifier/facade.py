@@ -28,6 +28,7 @@ from mollifier.runs import Runs
 from mollifier.scripts import Scripts
 from mollifier.server import Server, connect
 from mollifier.settings import Settings, variable
+from mollifier.sweeper import Sweeper
 from mollifier.telemetry import Telemetry
 from mollifier.trigger import TriggerService
 from mollifier.trip import TripEvaluator
@@ -109,6 +110,12 @@ class Mollifier:
             return Drainer(self.buffer, handler, self.settings, self.telemetry)
         give_up = self._materialiser.give_up
         return Drainer(self.buffer, self.drain_handler(), self.settings, self.telemetry, give_up=give_up)
+
+    def sweeper(self) -> Sweeper:
+        """Return a sweeper of this buffer, to run beside a drainer. Raises ValueError when no buffer is configured."""
+        if self.buffer is None:
+            raise ValueError(f"nothing to sweep: set {variable('redis_url')}")
+        return Sweeper(self.buffer, self.settings, self.telemetry)
 
     def drain_handler(self) -> Handler:
         """Return what a drainer does with entries."""

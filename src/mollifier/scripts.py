@@ -27,6 +27,7 @@ Settlement = Literal["held", "changed", "evicted", "missing", "stale"]
 ReclaimReply = Literal["held", "failed", "evicted", "malformed", "missing", "stale"]
 ReviveReply = Literal["revived", "missing", "gone", "malformed", "alive"]
 DiscardReply = Literal["discarded", "missing"]
+IndexVerdict = Literal["", "missing", "late", "empty"]
 _VERDICTS: Mapping[str, Settlement] = {"held": "held", "changed": "changed", "missing": "missing", "stale": "stale"}
 ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]
 AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key", "over_cap"], str, int]
@@ -63,6 +64,30 @@ class PoppedFields(msgspec.Struct, frozen=True):
     dropped: int
     evicted: tuple[str, ...]
     following: tuple[str, ...]
+
+
+class Books(msgspec.Struct, frozen=True):
+    """How many held runs are listed of an environment, what its sums say, and the partition's counter at that moment."""
+
+    sequence: int
+    listed: int
+    entries: int
+    held_bytes: int
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What a look at runs of one environment found, and put right.
+
+    `stale` were due for too long, `oldest_at_ms` is when the oldest that was due was accepted (None without one), `held_bytes` what
+    those take that are held, by their records. `verdicts` has of each run that was not as it should be: the run, what was done, and
+    where a run that is gone was still named.
+    """
+
+    stale: int
+    oldest_at_ms: int | None
+    held_bytes: int
+    books: Books
+    verdicts: tuple[tuple[str, str, tuple[str, ...]], ...]
 
 
 @cache
@@ -369,6 +394,43 @@ def discard(
     return Call(load("discard"), keys, (run_id,), _discarded)
 
 
+def repair(
+    *, queue: str, waiting: str, envs: str, orgs: str, env_id: str, org_id: str
+) -> Call[tuple[IndexVerdict, IndexVerdict]]:
+    """Put the ready index right about one environment; see `lua/repair.lua`."""
+    return Call(load("repair"), (queue, waiting, envs, orgs), (env_id, org_id), _repaired)
+
+
+def restore(
+    *,
+    queue: str,
+    waiting: str,
+    envs: str,
+    orgs: str,
+    draining: str,
+    failed: str,
+    held: str,
+    owners: str,
+    usage: str,
+    children: str,
+    seq: str,
+    entry: Sequence[str],
+    env_id: str,
+    org_id: str,
+    lease_ms: int,
+    stalled_ms: int,
+    runs: Sequence[str],
+) -> Call[Restored]:
+    """Put runs of one environment back to their places; see `lua/restore.lua`."""
+    keys = (queue, waiting, envs, orgs, draining, failed, held, owners, usage, children, seq, *entry)
+    return Call(load("restore"), keys, (env_id, org_id, lease_ms, stalled_ms, *runs), _restored)
+
+
+def report(*, claim: str, report: str, token: str, lifetime_ms: int, fields: Sequence[str]) -> Call[bool]:
+    """Store what a sweep found; see `lua/report.lua`."""
+    return Call(load("report"), (claim, report), (token, lifetime_ms, *fields), bool)
+
+
 # --- reading replies -----------------------------------------------------------------------------------------------
 
 
@@ -394,6 +456,21 @@ def _revived(reply: Any) -> ReviveReply:
 
 def _discarded(reply: Any) -> DiscardReply:
     return reply.decode()
+
+
+def _repaired(reply: Any) -> tuple[IndexVerdict, IndexVerdict]:
+    return reply[0].decode(), reply[1].decode()
+
+
+def _restored(reply: Any) -> Restored:
+    stale, oldest_at_ms, held_bytes, books, verdicts = reply
+    return Restored(
+        stale=int(stale),
+        oldest_at_ms=int(oldest_at_ms) if oldest_at_ms >= 0 else None,
+        held_bytes=int(held_bytes),
+        books=Books(*map(int, books)),
+        verdicts=tuple((run_id.decode(), verdict.decode(), _texts(named)) for run_id, verdict, *named in verdicts),
+    )
 
 
 def _settlements(reply: Any) -> tuple[Settlement | BufferUnavailableError, ...]:

@@ -40,6 +40,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "drain_max_orgs_per_tick": (1, 100_000),
     "drain_shutdown_timeout_ms": (0, 3_600_000),
     "drain_poll_interval_ms": (1, 60_000),
+    "sweep_interval_s": (1, 86_400),
     "request_limit": (1, 1_000_000_000),
     "request_limit_window_s": (1, 86_400),
     "worker_metrics_port": (1, 65_535),
@@ -118,6 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_max_orgs_per_tick: int = 500
     drain_shutdown_timeout_ms: int = 30_000
     drain_poll_interval_ms: int = 100
+    sweep_interval_s: int = 30
 
     def __post_init__(self) -> None:
         """Check ranges first, then what contradicts what."""

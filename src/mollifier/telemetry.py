@@ -16,9 +16,11 @@ from opentelemetry import metrics, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mollifier.caps import Cap
+from mollifier.gauges import SweepGauges
 from mollifier.model import Decision, Entry, GateInputs, Snapshot
 from mollifier.repeats import RepeatedLog
 from mollifier.settings import variable
+from mollifier.sweeps import Repair, SweepReport
 
 EVENTS_LOGGER = "mollifier.events"
 _events = logging.getLogger(EVENTS_LOGGER)
@@ -55,8 +57,13 @@ class Telemetry:
             "mollifier.drain.dwell", unit="ms", description="How long entries were in the buffer"
         )
         self._tick_failures = meter.create_counter(
-            "mollifier.drain.faults", description="Faults that cost the drainer a tick, by operation"
+            "mollifier.drain.faults",
+            description="Faults that cost the drainer a tick, or the sweeper a sweep, by operation",
         )
+        self._repairs = meter.create_counter(
+            "mollifier.sweep.repairs", description="What the sweeper put right in the buffer, by kind"
+        )
+        self._sweep = SweepGauges(meter)
 
     def decided(self, inputs: GateInputs, decision: Decision) -> None:
         """Count one decision of the gate."""
@@ -113,9 +120,17 @@ class Telemetry:
             self._dwell.record(dwell_ms)
 
     def faulted(self, operation: str, error: BaseException) -> None:
-        """Count and log a fault the drainer survived; `operation` is list, pop, handle, ack, requeue, fail, extend or reclaim."""
+        """Count and log a fault the drainer survived; `operation` is list, pop, handle, ack, requeue, fail, extend, reclaim or sweep."""
         self._tick_failures.add(1, {"operation": operation})
         self._repeated.tell("mollifier.drain_fault", operation, operation=operation, error=describe(error))
+
+    def swept(self, report: SweepReport | None) -> None:
+        """Show what a sweep of this process found, for as long as no other is told; None when another process sweeps, or nobody."""
+        self._sweep.report = report
+
+    def repaired(self, kind: Repair, number: int) -> None:
+        """Count what the sweeper put right."""
+        self._repairs.add(number, {"kind": kind})
 
     def flush(self) -> None:
         """Log what was only counted so far: the process stops."""

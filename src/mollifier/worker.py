@@ -1,6 +1,6 @@
-"""The worker process: executes runs, and drains the buffer where the settings say so.
+"""The worker process: executes runs, and drains and sweeps the buffer where the settings say so.
 
-Only this process drains. Contradictory settings stop it at boot with the setting's name; a server that is away at boot, or later,
+Only this process drains, and sweeps. Contradictory settings stop it at boot with the setting's name; a server that is away at boot, or later,
 is waited for. SIGTERM and SIGINT are handled once per process, from before anything starts: the drainer stops first, so that
 nothing new is taken, then the executing runs finish, both within the shutdown deadline.
 """
@@ -127,8 +127,10 @@ async def _start_drainer(
     stack.push_async_callback(mollifier.aclose)
     if mollifier.buffer is None or not await _claim_layout(mollifier.buffer, stop):
         return None
-    drainer = mollifier.drainer()
+    drainer, sweeper = mollifier.drainer(), mollifier.sweeper()
     drainer.start()
+    sweeper.start()
+    stack.push_async_callback(sweeper.stop)
     return drainer
 
 

@@ -13,12 +13,13 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from mollifier import scripts
-from mollifier.buffer import Accepted, Buffer, Claimed, Reclaimed, Revival
+from mollifier.buffer import Accepted, Buffer, Claimed, Look, Ready, Reclaimed, Revival
 from mollifier.embedded import Stack
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import EntryKind, GateInputs
-from mollifier.scripts import Call, Scripts
+from mollifier.scripts import Call, Restored, Scripts
 from mollifier.server import Command, Reply, Server, connect
+from mollifier.sweeps import SweepReport
 from mollifier.trip import TripEvaluator
 from tests.core.support import ENV, ORG, SCRIPT_NAMES, SETTINGS, ShimmedServer, bound, execute, expire_lease, hold, take
 
@@ -204,6 +205,18 @@ async def play_every_script(server: Server, redis: Redis) -> None:
     assert revived.reply == "revived"
     assert await buffer.fail(await take(buffer), "error") == "held"
     assert len(await buffer.discard_many(["failed"])) == 1
+    await hold(buffer, "lost", "gone")
+    await execute(redis, "DEL", keys.entry("gone"), keys.envs(ORG))
+    await execute(redis, "ZREM", keys.queue(ENV), "lost")
+    assert await buffer.repair(ORG, ENV) == ("missing", "")
+    look = Look(keys, Ready(ORG, ENV), [("lost", ""), ("gone", ""), ("failed", ""), ("reclaimed", "")])
+    (found,) = await buffer.restore_many([look], stalled_ms=1)
+    assert isinstance(found, Restored)
+    assert {run_id: verdict for run_id, verdict, _ in found.verdicts} == {"lost": "returned", "gone": "dropped"}
+    assert await buffer.claim_sweep("token", 1000)
+    assert await buffer.record_sweep("token", SweepReport(at_ms=1))
+    await buffer.release_sweep("token")
+    assert (await take(buffer)).run_id == "lost"
 
 
 @leaves_a_dead_letter

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from mollifier import scripts
-from mollifier.buffer import Acceptance, Accepted, Binding, HeldPlace, Popped, Ready, Revival
+from mollifier.buffer import Acceptance, Accepted, Binding, HeldPlace, Look, Popped, Ready, Revival
 from mollifier.letters import Letter, LetterPlace
 from mollifier.model import Entry, EntryKind, GateInputs
+from mollifier.sweeps import SweepReport
 from tests.model.twins import SETTINGS, Twins
 
 T = TypeVar("T")
@@ -339,6 +340,43 @@ class BufferMachine(RuleBasedStateMachine):
         if fields is not None and fields.get("state") not in (b"DRAINING", b"MATERIALISED"):
             self.twins.overwrite(key, field, value)
 
+    # --- mending ---------------------------------------------------------------------------------------------------
+
+    @operation(ready=any_environment)
+    def repair(self, ready: Ready) -> None:
+        self.twins.both(lambda buffer: buffer.repair(ready.org_id, ready.env_id))
+
+    @operation(
+        3,
+        ready=any_environment,
+        picks=st.lists(st.tuples(any_pick, st.booleans()), min_size=1, max_size=3),
+        age_ms=st.sampled_from([0, 20]),
+        needs=has_accepted,
+    )
+    def restore(self, ready: Ready, picks: list[tuple[int, bool]], age_ms: int) -> None:
+        """Look at any runs: of that environment, of others, and settled ones."""
+        runs = dict.fromkeys((picked(list(self.owners), pick) for pick, _ in picks), "")
+        waiting = list(self.twins.model.store.sets.get(self.twins.keyspace.of(ready.org_id).waiting(ready.env_id), {}))
+        runs.update((member.partition(":")[2], member) for member in waiting[: sum(has for _, has in picks)])
+        self._restore(ready, list(runs.items()), age_ms)
+
+    def _restore(self, ready: Ready, runs: list[tuple[str, str]], age_ms: int) -> None:
+        look = Look(self.twins.keyspace.of(ready.org_id), ready, runs)
+        self.twins.both(lambda buffer: buffer.restore_many([look], stalled_ms=age_ms))
+
+    @operation(token=any_token.filter(bool), lifetime_ms=st.sampled_from([20, 3_000]), stale=st.integers(0, 2))
+    def sweep_in_turn(self, token: str, lifetime_ms: int, stale: int) -> None:
+        report = SweepReport(at_ms=self._now_ms, stale=stale, orphans={"queue": stale} if stale else {})
+        is_elected = self.twins.both(lambda buffer: buffer.claim_sweep(token, lifetime_ms))
+        assert self.twins.both(lambda buffer: buffer.record_sweep(token, report)) == is_elected
+        last = self.twins.both(lambda buffer: buffer.last_sweep())
+        assert not is_elected or last == report
+
+    @operation(token=any_token)
+    def report_without_a_claim_perhaps(self, token: str) -> None:
+        self.twins.both(lambda buffer: buffer.record_sweep(token, SweepReport(at_ms=1)))
+        self.twins.both(lambda buffer: buffer.release_sweep(token))
+
     # --- reading ---------------------------------------------------------------------------------------------------
 
     @operation(pick=any_pick, needs=has_accepted)
@@ -424,6 +462,15 @@ class BufferMachine(RuleBasedStateMachine):
         run_id = picked(list(self.owners), pick)
         self.twins.drop(self.twins.keyspace.of(self.owners[run_id].org_id).entry(run_id))
 
+    @operation(3, pick=any_pick, member=any_pick)
+    def lose_from_an_index(self, pick: int, member: int) -> None:
+        """Have an index forget a run, an environment or an organization; held, and the hashes of records, forget none."""
+        sets = self.twins.model.store.sets
+        indexes = [key for key in sets if ":held:" not in key]
+        if indexes:
+            key = picked(indexes, pick)
+            self.twins.forget(key, picked(list(sets[key]), member))
+
     @operation(
         pick=any_pick,
         spoilt=st.sampled_from(
@@ -453,6 +500,10 @@ class BufferMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever has happened, everything that is left comes out, and nothing is left then."""
+        for run_id, ready in self.owners.items():
+            self._restore(ready, [(run_id, "")], 0)
+        for ready in ENVIRONMENTS:
+            self.repair(ready)
         self.twins.turn(self.twins.now_us + 10_000_000)
         while self.twins.both(lambda buffer: buffer.reclaim_expired()).returned:
             pass
@@ -461,6 +512,13 @@ class BufferMachine(RuleBasedStateMachine):
                 self._ack(entry)
         counts = self.twins.both(lambda buffer: buffer.counts())
         assert (counts.queued, counts.waiting, counts.organizations) == (0, 0, ())
+        assert [run_id for run_id, ready in self.owners.items() if self._is_stuck(run_id, ready)] == []
+
+    def _is_stuck(self, run_id: str, ready: Ready) -> bool:
+        """Tell whether an entry that reads as one, and never expires, is on its way still."""
+        store, key = self.twins.model.store, self.twins.keyspace.of(ready.org_id).entry(run_id)
+        reads = self.twins.model.model.reads_as_entry(key, ready.env_id, ready.org_id)
+        return reads and key not in store.ends_ms and store.hashes[key].get("state") in (b"QUEUED", b"DRAINING")
 
     def _take(self, ready: Ready) -> Entry | None:
         return self.twins.both(lambda buffer: buffer.pop(ready.org_id, ready.env_id))

@@ -26,6 +26,7 @@ PLANTED: Mapping[str, Replacements] = {
     "revive what is being drained": {"if is_alive(fields.state": "if false and is_alive(fields.state"},
     "hold beyond the caps": {"if sums[i] + more > tonumber(most[i]) then": "if false then"},
     "ack what has changed": {"verdict == 'held' and patches ~= ARGV[i + 2]": "false"},
+    "report without the claim": {"redis.call('GET', KEYS[1]) ~= 'claim:' .. ARGV[1]": "false"},
 }
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from tests.model.letters import Letters
+from tests.model.mending import Mending
 from tests.model.settling import Settling
 from tests.model.store import Store
 from tests.model.storing import Storing
 from tests.model.taking import Taking
 
 
-class ScriptModel(Storing, Taking, Settling, Letters):
+class ScriptModel(Storing, Taking, Settling, Mending, Letters):
     """The scripts over one store."""
 
     def __init__(self, store: Store) -> None:

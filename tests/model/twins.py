@@ -113,6 +113,11 @@ class Twins:
         self._server.drop(key)
         self.model.store.delete(key)
 
+    def forget(self, key: str, member: str) -> None:
+        """Have a member of a sorted set vanish on both sides, as by a defect."""
+        self._server.forget(key, member)
+        self.model.store.remove(key, member)
+
     def overwrite(self, key: str, field: str, value: bytes | None) -> None:
         """Spoil a field of an entry on both sides; None takes it out."""
         fields = self.model.store.hashes[key]

@@ -91,6 +91,12 @@ class VirtualServer(Server):
         self.execute("DEL", key)
         self.execute("HDEL", ENDS_MS, key)
 
+    def forget(self, key: str, member: str) -> None:
+        """Have a member of a sorted set vanish."""
+        self.execute("ZREM", key, member)
+        if not self.execute("EXISTS", key):
+            self.drop(key)
+
     def execute(self, *command: str | bytes | int) -> Any:
         """Run one command as it is."""
         return self._client.execute_command(*command)

@@ -3,13 +3,15 @@
 Operations take many at once, one being the special case: a batch travels in one round trip. Reads never change anything, and
 an entry that does not parse is reported, never the end of a reader.
 
-`outcomes` has the values that go in and come out; `storing`, `taking`, `settling`, `reading` and `letters` have the operations, by who
-needs them: the trigger path, the drainer's pops, the holders of leases, everybody, and whoever looks after what died.
+`outcomes` has the values that go in and come out; `storing`, `taking`, `settling`, `mending` with `reporting`, `reading` and `letters` have
+the operations, by who needs them: the trigger path, the drainer's pops, the holders of leases, the sweeper, everybody, and whoever
+looks after what died.
 """
 
 from __future__ import annotations
 
 from mollifier.buffer.letters import Letters
+from mollifier.buffer.mending import Chunk, Cursor, Look, Mending, Survey
 from mollifier.buffer.outcomes import (
     Acceptance,
     Accepted,
@@ -31,6 +33,7 @@ from mollifier.buffer.outcomes import (
     Unconfirmed,
 )
 from mollifier.buffer.reading import Reading
+from mollifier.buffer.reporting import Reporting
 from mollifier.buffer.settling import Settling
 from mollifier.buffer.storing import Storing
 from mollifier.buffer.taking import Taking
@@ -45,23 +48,27 @@ __all__ = [
     "Binding",
     "Bound",
     "Buffer",
+    "Chunk",
     "ClaimOutcome",
     "Claimed",
+    "Cursor",
     "Disposal",
     "DuplicateKey",
     "DuplicateRun",
     "HeldPlace",
     "KeyClaimed",
+    "Look",
     "OverCap",
     "Popped",
     "Ready",
     "Reclaimed",
     "Revival",
+    "Survey",
     "Unconfirmed",
 ]
 
 
-class Buffer(Storing, Taking, Settling, Reading, Letters):
+class Buffer(Storing, Taking, Settling, Mending, Reporting, Reading, Letters):
     """One buffer on one server. Every method raises BufferUnavailableError when the server gives no answer."""
 
     async def claim_layout(self) -> None:

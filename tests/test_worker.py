@@ -25,7 +25,7 @@ from mollifier.buffer import Buffer
 from mollifier.config import Exporters
 from mollifier.drainer import Drainer
 from mollifier.errors import SettingsError
-from mollifier.keys import PARTITIONS
+from mollifier.keys import PARTITIONS, SWEEPER_CLAIM
 from mollifier.model import Snapshot
 from mollifier.observability import configure_telemetry
 from mollifier.postgres.database import Database
@@ -122,6 +122,26 @@ async def test_a_worker_drains_what_the_buffer_holds_and_says_so(
 
     drained = [getattr(record, "fields", {}) for record in events(caplog, "mollifier.drained")]
     assert [(fields["run_id"], fields["attempts"]) for fields in drained] == [("run_a", 1), ("run_b", 1)]
+
+
+async def test_a_worker_sweeps_and_stops_in_favour_of_others(
+    redis_client: Redis, redis_url: str, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(redis_url=redis_url, database_url=database_url, tasks=TASKS, enabled=True)
+    buffer = Buffer(Server(redis_client), lambda: settings)
+    await hold(buffer, "run_a")
+    keys = buffer.keyspace.of("org")
+    # So no drainer is told of this organization.
+    await execute(redis_client, "ZADD", keys.orgs, 2**42, "org")
+
+    async with working(settings):
+        await until(lambda: is_empty(buffer))
+        assert await execute(redis_client, "EXISTS", SWEEPER_CLAIM) == 1
+
+    assert fields_of(caplog, "mollifier.index_repaired") == [
+        {"kind": "late", "org_id": "org", "env_id": "env", "level": "organization"}
+    ]
+    assert await execute(redis_client, "EXISTS", SWEEPER_CLAIM) == 0
 
 
 async def test_a_worker_that_is_switched_off_opens_no_connection_to_the_buffers_server_and_warns_instead(
@@ -302,6 +322,8 @@ async def test_a_worker_shows_what_it_drained_to_prometheus_for_as_long_as_it_ru
 
         async def shows_both() -> bool:
             shown = (await client.get("/metrics", headers={"Connection": "close"})).text
+            assert 'mollifier_sweep_mismatches{kind="missing"} 0.0' in shown
+            assert "mollifier_sweep_oldest_milliseconds 0.0" in shown
             return 'mollifier_drain_entries_total{outcome="acked"} 2.0' in shown
 
         async with working(settings, telemetry=telemetry, registry=observability.registry):

@@ -84,6 +84,9 @@ async def test_everything_works_with_no_more_than_the_page_allows(confined: Hous
         assert await buffer.extend_many([entry]) == ["held"]
         assert await buffer.requeue(entry, not_before_ms=not_before_ms) == "held"
     await buffer.reclaim_expired()
+    sweeper = confined.mollifier.sweeper()
+    assert await sweeper.sweep()
+    await sweeper.stop()
     await confined.drain()
     run = await confined.created(run_id)
     assert run is not None

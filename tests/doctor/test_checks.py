@@ -27,6 +27,7 @@ from mollifier.doctor.facts import (
 from mollifier.doctor.findings import Finding, Severity, exit_code, worst
 from mollifier.inspection import Counts
 from mollifier.settings import Settings
+from mollifier.sweeps import SweepReport
 
 GIB = 1024**3
 LOCAL = Address("local", encrypted=False, password=False)
@@ -327,6 +328,40 @@ def test_a_worker_that_is_about_to_start_counts_as_one_that_works_and_drains() -
 def test_entries_that_are_left_are_found(settings: Settings, counts: Counts | None, severity: str) -> None:
     facts = Facts(settings=settings, buffer=replace(GOOD_BUFFER, counts=counts), database=GOOD_DATABASE)
     assert {each.check: each.severity for each in examine(facts)}["system.leftovers"] == severity
+
+
+WELL, ODD = SweepReport(at_ms=1, stale=3, orphans={"queue": 1}), SweepReport(at_ms=1, mismatches={"late": 2})
+SOME = Counts(5, 1, 1, 0, ("org",), 30_000)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "ago_ms", "counts", "severity"),
+    [
+        (WELL, 1, SOME, "ok"),
+        (WELL, 120_007, SOME, "ok"),
+        (WELL, 120_008, SOME, "warning"),
+        (WELL, 120_008, replace(SOME, queued=6), "ok"),
+        (WELL, 10**9, EMPTY, "ok"),
+        (ODD, 1, SOME, "warning"),
+        (ODD, 1, EMPTY, "warning"),
+        (None, None, EMPTY, "ok"),
+        (None, None, SOME, "warning"),
+        (None, None, None, "ok"),
+    ],
+)
+def test_a_buffer_that_does_not_fit_together_or_is_not_swept_is_found(
+    sweep: SweepReport | None, ago_ms: int | None, counts: Counts | None, severity: str
+) -> None:
+    buffer = replace(GOOD_BUFFER, sweep=sweep, swept_ago_ms=ago_ms, counts=counts)
+    facts = Facts(settings=DIVERTING, buffer=buffer, database=GOOD_DATABASE)
+    (found,) = [finding for finding in examine(facts) if finding.check == "system.sweeper"]
+    assert found.severity == severity
+    assert (sweep is ODD) == ("2 late" in found.what)
+
+
+def test_a_worker_that_is_about_to_start_is_about_to_sweep() -> None:
+    facts = Facts(settings=DIVERTING, buffer=replace(GOOD_BUFFER, counts=SOME), database=GOOD_DATABASE, starting=True)
+    assert {each.check: each.severity for each in examine(facts)}["system.sweeper"] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mollifier.postgres.database import Database
 from mollifier.postgres.migrate import migrate_async
 from mollifier.server import Server, connect
 from mollifier.settings import Settings
+from mollifier.sweeps import SweepReport
 from tests.conftest import skipping_without_wheels
 from tests.core.support import execute, hold, state_of, take, until
 from tests.postgres.support import execute as execute_sql
@@ -236,6 +237,24 @@ async def test_dead_letters_are_found(redis_client: Redis, redis_url: str) -> No
     found = (await examined(redis_url))["system.dead_letters"]
     assert (found.severity, found.what) == ("warning", "1 dead letter")
     await execute(redis_client, "FLUSHALL")
+
+
+async def test_what_the_last_sweep_found_is_told(redis_client: Redis, redis_url: str) -> None:
+    settings = Settings(redis_url=redis_url)
+    buffer = Buffer(Server(redis_client), lambda: settings)
+    await buffer.claim_layout()
+    await hold(buffer, "run_a")
+    before = (await examined(redis_url))["system.sweeper"]
+    assert (before.severity, before.what) == (
+        "warning",
+        "the buffer holds 1 entries and has not been swept within a week",
+    )
+    now_ms = await buffer.now_ms()
+    for mismatches, severity in (({"late": 1}, "warning"), ({}, "ok")):
+        assert await buffer.claim_sweep("token", 10_000)
+        assert await buffer.record_sweep("token", SweepReport(at_ms=now_ms - 60_000, mismatches=mismatches))
+        found = (await examined(redis_url))["system.sweeper"]
+        assert (found.severity, found.what.split(" ago")[0][-4:]) == (severity, "60 s")
 
 
 async def test_a_host_clock_that_is_off_is_found(redis_url: str, database: Database) -> None:

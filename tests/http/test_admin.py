@@ -5,10 +5,14 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
+from mollifier.buffer import Buffer
 from mollifier.caps import CAPS
 from mollifier.model import Tenant
-from mollifier.settings import variable
+from mollifier.server import Server
+from mollifier.settings import Settings, variable
+from mollifier.sweeps import SweepReport
 from tests.http.conftest import ADMIN_TOKEN, Api, Start, bearer, fields_of
 
 ROUTES: list[tuple[str, str, Any]] = [
@@ -200,6 +204,7 @@ async def test_what_the_buffer_holds_is_counted_and_listed(start: Start, tenant:
             "oldestMs": 0,
             "heldEntries": 0,
             "heldBytes": 0,
+            "sweep": None,
         }
         path = f"buffer/entries?env={tenant.env_id}"
         listed = (await api.admin("GET", path)).json()["data"]
@@ -207,6 +212,37 @@ async def test_what_the_buffer_holds_is_counted_and_listed(start: Start, tenant:
         assert (listed[0]["state"], listed[0]["attempts"], listed[0]["orgId"]) == ("QUEUED", 0, tenant.org_id)
         page = (await api.admin("GET", f"{path}&limit=1&offset=1")).json()["data"]
         assert [entry["runId"] for entry in page] == run_ids[1:2]
+
+
+async def test_what_the_last_sweep_found_is_shown_whoever_swept(
+    start: Start, redis_client: Redis, redis_url: str
+) -> None:
+    buffer = Buffer(Server(redis_client), lambda: Settings(redis_url=redis_url))
+    report = SweepReport(
+        at_ms=1_900_000_000_000,
+        stale=2,
+        oldest_ms=45_000,
+        entries=3,
+        held_bytes=99,
+        dead_letters=1,
+        orphans={"queue": 1},
+        mismatches={"missing": 2},
+        repaired={"missing": 2, "buried": 1},
+    )
+    assert await buffer.claim_sweep("token", 10_000)
+    assert await buffer.record_sweep("token", report)
+    async with start(redis_url=redis_url) as api:
+        assert (await api.admin("GET", "buffer")).json()["sweep"] == {
+            "at": "2030-03-17T17:46:40Z",
+            "stale": 2,
+            "oldestMs": 45_000,
+            "entries": 3,
+            "heldBytes": 99,
+            "deadLetters": 1,
+            "orphans": {"queue": 1},
+            "mismatches": {"missing": 2},
+            "repaired": {"missing": 2, "buried": 1},
+        }
 
 
 async def test_entries_are_listed_of_one_environment_that_exists(start: Start, tenant: Tenant, redis_url: str) -> None:

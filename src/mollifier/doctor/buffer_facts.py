@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 from mollifier import inspection
 from mollifier.doctor.facts import Address, BufferFacts, Replica, Sample, reach
 from mollifier.errors import BufferUnavailableError
-from mollifier.keys import PARTITIONS, ROOT, WAKE, Keyspace
+from mollifier.keys import PARTITIONS, ROOT, SWEEPER_REPORT, WAKE, Keyspace
 from mollifier.server import Server
+from mollifier.sweeps import from_fields
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ _ASKED: tuple[tuple[str | int, ...], ...] = (
     ("GET", PARTITIONS),
     ("DBSIZE",),
     ("PUBSUB", "NUMSUB", WAKE),
+    ("HGETALL", SWEEPER_REPORT),
     # What every operation is made of: a script, on a key of ours.
     ("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, PARTITIONS),
 )
@@ -41,11 +43,12 @@ async def buffer_facts(server: Server, redis_url: str, clock: Callable[[], float
     before_ms = clock() * 1000
     now_ms = await server.now_ms()
     after_ms = clock() * 1000
-    info, fsync, snapshots, partitions, keys, listening, script, *drawn = await server.run_many(
+    info, fsync, snapshots, partitions, keys, listening, swept, script, *drawn = await server.run_many(
         [*_ASKED, *[("RANDOMKEY",)] * _DRAWN]
     )
     facts = _told(_mapping(info), address_of(redis_url))
     recorded = None if isinstance(partitions, RedisError) else int(partitions or 0)
+    sweep = from_fields(swept)
     return msgspec.structs.replace(
         facts,
         appendfsync=_configured(fsync),
@@ -56,6 +59,8 @@ async def buffer_facts(server: Server, redis_url: str, clock: Callable[[], float
         sample=_sample(drawn),
         counts=await _read(server, recorded, inspection.count),
         usage=await _read(server, recorded, inspection.usage),
+        sweep=sweep,
+        swept_ago_ms=None if sweep is None else now_ms - sweep.at_ms,
         drainers=None if isinstance(listening, RedisError) else int(listening[1]),
         ahead_ms=round(now_ms - (before_ms + after_ms) / 2),
         margin_ms=round((after_ms - before_ms) / 2) + 1,

@@ -10,6 +10,7 @@ import msgspec
 from mollifier.caps import Usage
 from mollifier.inspection import Counts
 from mollifier.settings import Settings
+from mollifier.sweeps import SweepReport
 
 Reach = Literal["local", "private", "public"]
 
@@ -49,7 +50,8 @@ class Sample(msgspec.Struct, frozen=True):
 class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The buffer's server.
 
-    `partitions` is 0 where no buffer was made yet. `ahead_ms` is its clock minus this host's, give or take `margin_ms`.
+    `partitions` is 0 where no buffer was made yet. `sweep` is what the last sweep found, if there was one within a week, and
+    `swept_ago_ms` how long ago it ended, both by the server's clock. `ahead_ms` is its clock minus this host's, give or take `margin_ms`.
     """
 
     address: Address
@@ -82,6 +84,8 @@ class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
     sample: Sample | None = None
     counts: Counts | None = None
     usage: Usage | None = None
+    sweep: SweepReport | None = None
+    swept_ago_ms: int | None = None
 
     # Who is there
     drainers: int | None = None

@@ -10,6 +10,8 @@ from mollifier.inspection import STALLED_MS
 from mollifier.settings import Settings, variable
 
 CLOCK_WARNING_MS, CLOCK_CRITICAL_MS = 1_000, 60_000
+MISSED_SWEEPS = 4
+"""How many intervals a sweep may be late, beside what it takes: a millisecond for each entry is more than enough."""
 
 
 def settings(facts: Facts) -> Judgement:
@@ -96,6 +98,34 @@ def dead_letters(facts: Facts) -> Judgement:
     return ok("there are none")
 
 
+def sweeper(facts: Facts) -> Judgement:
+    """Does the buffer fit together, as far as the last sweep tells, and is it swept?"""
+    if not isinstance(facts.buffer, BufferFacts):
+        return ok("the buffer was not looked into")
+    report, ago_ms = facts.buffer.sweep, facts.buffer.swept_ago_ms
+    left = facts.buffer.counts.left if facts.buffer.counts is not None else 0
+    patience_ms = MISSED_SWEEPS * facts.settings.sweep_interval_s * 1000 + left
+    if left and not facts.starting and (ago_ms is None or ago_ms > patience_ms):
+        when = "within a week" if ago_ms is None else f"for {ago_ms // 1000} s"
+        return warning(
+            f"the buffer holds {left} entries and has not been swept {when}",
+            "an entry that its index has lost waits unseen, for nobody looks for it",
+            "see to it that a worker drains, and look for mollifier.drain_fault with operation sweep in the workers' logs",
+        )
+    if report is None or ago_ms is None:
+        return ok("nothing to sweep" if not left else "this worker sweeps as soon as it has started")
+    if report.mismatches:
+        found = ", ".join(f"{number} {kind}" for kind, number in report.mismatches.items())
+        done = ", ".join(f"{number} {kind}" for kind, number in report.repaired.items()) or "nothing"
+        return warning(
+            f"the last sweep, {ago_ms // 1000} s ago, found what does not fit together: {found}; put right: {done}",
+            "something other than Mollifier has changed or evicted its keys, or Mollifier has a defect",
+            "see what mollifier.index_repaired says in the workers' logs; sums (usage) come right with DEL of the partition's "
+            "usage key once nothing is held, and docs/reliability.md says more",
+        )
+    return ok(f"swept {ago_ms // 1000} s ago, everything fits together")
+
+
 def clocks(facts: Facts) -> Judgement:
     """Do the clocks of this host and of the servers agree?"""
     parts = {"the buffer's server": facts.buffer, "the database": facts.database}
@@ -122,7 +152,14 @@ def clocks(facts: Facts) -> Judgement:
     )
 
 
-SYSTEM_CHECKS: tuple[Callable[[Facts], Judgement], ...] = (settings, drainers, leftovers, dead_letters, clocks)
+SYSTEM_CHECKS: tuple[Callable[[Facts], Judgement], ...] = (
+    settings,
+    drainers,
+    leftovers,
+    dead_letters,
+    sweeper,
+    clocks,
+)
 
 
 def _no_database(given: Settings) -> Judgement | None:

@@ -20,6 +20,7 @@ from mollifier.http.render import json_response
 from mollifier.http.services import Services, services_of
 from mollifier.model import Entry, EntryKind, EntryState
 from mollifier.settings import variable
+from mollifier.sweeps import SweepReport
 
 LIMIT = (1, 1000)
 LIMIT_DEFAULT = 100
@@ -36,10 +37,25 @@ class CapBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     org_id: str | None = None
 
 
+class SweepBody(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the last sweep found: `stale` entries were due for too long, and the tables count by place or kind, without zeros."""
+
+    at: datetime
+    stale: int
+    oldest_ms: int
+    entries: int
+    held_bytes: int
+    dead_letters: int
+    orphans: dict[str, int]
+    mismatches: dict[str, int]
+    repaired: dict[str, int]
+
+
 class BufferBody(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """How much the buffer holds; `oldestMs` is the age of the longest-held queued entry, null when nothing is queued.
 
     Held are the entries that are the only copy of their run, failed ones too; what they carry takes `heldBytes`.
+    `sweep` is null when there was none within a week.
     """
 
     queued: int
@@ -51,6 +67,7 @@ class BufferBody(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     held_entries: int
     held_bytes: int
     caps: tuple[CapBody, ...]
+    sweep: SweepBody | None
 
 
 class EntryBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
@@ -79,10 +96,10 @@ class EntryList(msgspec.Struct, frozen=True):
     "/buffer", summary="Count what the buffer holds", operation_class=documented(HTTPStatus.NOT_FOUND, key="adminToken")
 )
 async def get_buffer(request: Request[Any, Any, Any]) -> Response[BufferBody]:
-    """Count what the buffer holds: entries by state, organizations with entries, the oldest one's age; and how much of the caps it is."""
+    """Count what the buffer holds: by state, how much of the caps it is, the oldest entry's age; and what the last sweep found."""
     services = services_of(request)
     buffer = buffer_of(services)
-    counts, usage = await buffer.counts(), await buffer.usage()
+    counts, usage, sweep = await buffer.counts(), await buffer.usage(), await buffer.last_sweep()
     return json_response(
         BufferBody(
             queued=counts.queued,
@@ -94,6 +111,7 @@ async def get_buffer(request: Request[Any, Any, Any]) -> Response[BufferBody]:
             held_entries=usage.total.entries,
             held_bytes=usage.total.bytes,
             caps=tuple(_cap(use) for use in uses(services.settings, usage)),
+            sweep=None if sweep is None else _sweep(sweep),
         )
     )
 
@@ -143,6 +161,20 @@ def _cap(use: CapUse) -> CapBody:
         held=use.held,
         env_id=owner_id if use.cap in ENV_CAPS else None,
         org_id=owner_id if use.cap in ORG_CAPS else None,
+    )
+
+
+def _sweep(report: SweepReport) -> SweepBody:
+    return SweepBody(
+        at=from_ms(report.at_ms),
+        stale=report.stale,
+        oldest_ms=report.oldest_ms,
+        entries=report.entries,
+        held_bytes=report.held_bytes,
+        dead_letters=report.dead_letters,
+        orphans=dict(report.orphans),
+        mismatches=dict(report.mismatches),
+        repaired=dict(report.repaired),
     )
 
 

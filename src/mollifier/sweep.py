@@ -147,7 +147,10 @@ class Sweep:
             self._oldest_ms = max(self._oldest_ms, now_ms - found.oldest_at_ms)
 
     async def _repair(self, environment: Ready) -> None:
-        verdicts = await self._buffer.repair(environment.org_id, environment.env_id)
+        (verdicts,) = await self._buffer.repair_many([environment])
+        if isinstance(verdicts, BufferUnavailableError):
+            self._telemetry.faulted("sweep", verdicts)
+            return
         for level, kind in zip(("environment", "organization"), verdicts, strict=True):
             if kind:
                 self._mismatches[kind] += 1

@@ -208,7 +208,7 @@ async def play_every_script(server: Server, redis: Redis) -> None:
     await hold(buffer, "lost", "gone")
     await execute(redis, "DEL", keys.entry("gone"), keys.envs(ORG))
     await execute(redis, "ZREM", keys.queue(ENV), "lost")
-    assert await buffer.repair(ORG, ENV) == ("missing", "")
+    assert await buffer.repair_many([Ready(ORG, ENV)]) == [("missing", "")]
     look = Look(keys, Ready(ORG, ENV), [("lost", ""), ("gone", ""), ("failed", ""), ("reclaimed", "")])
     (found,) = await buffer.restore_many([look], stalled_ms=1)
     assert isinstance(found, Restored)

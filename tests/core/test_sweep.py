@@ -314,6 +314,22 @@ async def test_an_entry_that_does_not_read_as_one_and_stands_nowhere_is_counted_
     assert await state_of(redis_client) == before
 
 
+async def test_a_dead_letter_that_does_not_read_as_an_entry_stays_one(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "leased", "queued", kind=HELD)
+    await take(buffer)
+    for run_id in ("leased", "queued"):
+        await execute(redis_client, "HSET", keys.entry(run_id), "attempts", "x")
+    await expire_lease(redis_client, keys, "leased")
+    assert (await buffer.reclaim_expired()).malformed == ("leased",)
+    assert await buffer.pop(ORG, ENV) is None
+    before = await state_of(redis_client)
+    report = await sweep(buffer)
+    assert (found(report), report.dead_letters) == ({}, 2)
+    assert await state_of(redis_client) == before
+
+
 # --- entries that are gone -----------------------------------------------------------------------------------------
 
 
@@ -512,10 +528,11 @@ async def test_a_script_that_the_server_refuses_costs_the_sweep_nothing_else(
     await hold(buffer, "b", kind=HELD, env="b")
     await execute(redis_client, "DEL", keys.queue("a"), keys.queue("b"))
     await execute(redis_client, "SET", keys.queue("a"), "not a queue")
+    await execute(redis_client, "SET", keys.waiting("a"), "not a set")
     observed = Observed()
     report = await sweep(buffer, observed)
     assert report.repaired["returned"] == 1
-    assert observed.points("mollifier.drain.faults")[labels(operation="sweep")] > 0
+    assert observed.points("mollifier.drain.faults")[labels(operation="sweep")] >= 2
     assert await drain_ids(buffer, "b") == ["b"]
 
 
@@ -550,7 +567,7 @@ async def test_a_look_that_comes_late_harms_nothing(buffer: Buffer, redis_client
     (found,) = await buffer.restore_many([seen_before_all_this], stalled_ms=1)
     assert isinstance(found, Restored)
     assert found.verdicts == ()
-    assert await buffer.repair(ORG, ENV) == ("", "")
+    assert await buffer.repair_many([Ready(ORG, ENV)]) == [("", "")]
     assert await state_of(redis_client) == before
 
 

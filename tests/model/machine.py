@@ -344,7 +344,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @operation(ready=any_environment)
     def repair(self, ready: Ready) -> None:
-        self.twins.both(lambda buffer: buffer.repair(ready.org_id, ready.env_id))
+        self.twins.both(lambda buffer: buffer.repair_many([ready]))
 
     @operation(
         3,

@@ -61,7 +61,13 @@ class Mending(Part):
         """Each run stands where the state of its entry says; what names none is gone, and a held one is missed."""
         store, records = self.store, Records(self.store, owners, usage)
         now_ms = store.now_ms
-        places = {b"QUEUED": (queue, waiting), b"DRAINING": (draining,), b"FAILED": (failed,), b"MATERIALISED": ()}
+        # What does not read as an entry is a dead letter in whatever state.
+        places = {
+            b"QUEUED": (queue, waiting, failed),
+            b"DRAINING": (draining, failed),
+            b"FAILED": (failed,),
+            b"MATERIALISED": (),
+        }
         stale = held_bytes = 0
         accepted_ms: list[int] = []
         verdicts: list[list[bytes]] = []

@@ -129,19 +129,11 @@ class Mending(Part):
         """
         return await self._scripts.run_many([self._restore(look, stalled_ms) for look in looks])
 
-    async def repair(self, org_id: str, env_id: str) -> tuple[IndexVerdict, IndexVerdict]:
-        """Put the ready index right about an environment and its organization; see `lua/repair.lua`."""
-        keys = self.keyspace.of(org_id)
-        return await self._scripts.run(
-            scripts.repair(
-                queue=keys.queue(env_id),
-                waiting=keys.waiting(env_id),
-                envs=keys.envs(org_id),
-                orgs=keys.orgs,
-                env_id=env_id,
-                org_id=org_id,
-            )
-        )
+    async def repair_many(
+        self, environments: Sequence[Ready]
+    ) -> list[tuple[IndexVerdict, IndexVerdict] | BufferUnavailableError]:
+        """Put the ready index right about environments and their organizations; see `lua/repair.lua`. One round trip."""
+        return await self._scripts.run_many([self._repair(each.org_id, each.env_id) for each in environments])
 
     async def vanished(self, keys: PartitionKeys, run_ids: Sequence[str]) -> Mapping[str, bool]:
         """Return those of the runs that have no entry, and of each whether there is a record of it."""
@@ -161,7 +153,8 @@ class Mending(Part):
 
     async def dead_letters(self, keys: PartitionKeys) -> int:
         """Return how many dead letters the partition keeps."""
-        return await self._server.run("ZCARD", keys.failed)
+        (number,) = await self._server.run_many([("ZCARD", keys.failed)])
+        return number if isinstance(number, int) else 0
 
     # --- what is known of ------------------------------------------------------------------------------------------
 
@@ -191,6 +184,17 @@ class Mending(Part):
             elif not isinstance(found, RedisError) and found[0] == env_id.encode() and found[1] is not None:
                 owners[env_id] = owners[env_id] or found[1].decode()
         return owners
+
+    def _repair(self, org_id: str, env_id: str) -> scripts.Call[tuple[IndexVerdict, IndexVerdict]]:
+        keys = self.keyspace.of(org_id)
+        return scripts.repair(
+            queue=keys.queue(env_id),
+            waiting=keys.waiting(env_id),
+            envs=keys.envs(org_id),
+            orgs=keys.orgs,
+            env_id=env_id,
+            org_id=org_id,
+        )
 
     def _restore(self, look: Look, stalled_ms: int) -> scripts.Call[Restored]:
         keys, org_id, env_id = look.keys, look.environment.org_id, look.environment.env_id

@@ -1,7 +1,8 @@
 -- Look whether runs of one environment stand where the state of their entries says, and put back those that stand nowhere.
 --
--- Queued entries belong into queue or waiting, those with a lease into draining, dead letters into failed. What names an entry that is
--- gone is dropped, and of a held one what is known becomes a dead letter; one under a lease that runs is left to its holder.
+-- Queued entries belong into queue or waiting, those with a lease into draining, dead letters into failed, and so do, in whatever state,
+-- those that do not read as entries. What names an entry that is gone is dropped, and of a held one what is known becomes a dead letter;
+-- one under a lease that runs is left to its holder.
 -- Each is judged by what is there now, not by what the caller has seen, and one that is right is left alone: doing it again, late, or
 -- beside another harms nothing.
 -- The first thing written takes something away: a server whose memory is full lets a script go on only from there.
@@ -34,15 +35,13 @@
 local now = now_ms()
 local now_text = string.format('%.0f', now)
 
--- Whether anything but held names the run.
-local function stands(run_id, member)
-  return redis.call('ZSCORE', KEYS[1], run_id) or redis.call('ZSCORE', KEYS[2], member) or redis.call('ZSCORE', KEYS[5], run_id)
-    or redis.call('ZSCORE', KEYS[6], run_id)
-end
+local function is_queued(run_id, member) return redis.call('ZSCORE', KEYS[1], run_id) or redis.call('ZSCORE', KEYS[2], member) end
+local function is_leased(run_id) return redis.call('ZSCORE', KEYS[5], run_id) end
+local function is_listed(run_id) return redis.call('ZSCORE', KEYS[6], run_id) end
 
 -- Take away what names a run whose entry is gone. Nil when nothing does, or nothing may be done yet.
 local function let_go(run_id, member)
-  local lease_end = redis.call('ZSCORE', KEYS[5], run_id)
+  local lease_end = is_leased(run_id)
   if lease_end and tonumber(lease_end) > now then return nil end
   local verdict = {run_id, 'dropped'}
   local function note(index, is_there)
@@ -66,7 +65,7 @@ end
 -- Where an entry of each state has to stand: nil when it does, or else what was done about it.
 local place = {}
 function place.QUEUED(run_id, entry, sequence, not_before)
-  if redis.call('ZSCORE', KEYS[1], run_id) or redis.call('ZSCORE', KEYS[2], sequence .. ':' .. run_id) then return nil end
+  if is_queued(run_id, sequence .. ':' .. run_id) or is_listed(run_id) then return nil end
   redis.call('ZREM', KEYS[5], run_id)
   local ttl = ttl_of(entry)
   if not_before > now then
@@ -80,14 +79,14 @@ function place.QUEUED(run_id, entry, sequence, not_before)
   return 'returned'
 end
 function place.DRAINING(run_id, entry)
-  if redis.call('ZSCORE', KEYS[5], run_id) then return nil end
+  if is_leased(run_id) or is_listed(run_id) then return nil end
   redis.call('ZREM', KEYS[1], run_id)
   -- A holder that is alive settles it, or extends this one; otherwise it is reclaimed as ever.
   add(KEYS[5], string.format('%.0f', now + ARGV[3]), run_id, ttl_of(entry))
   return 'leased'
 end
 function place.FAILED(run_id, entry, _, _, died)
-  if redis.call('ZSCORE', KEYS[6], run_id) then return nil end
+  if is_listed(run_id) then return nil end
   redis.call('ZREM', KEYS[1], run_id)
   add(KEYS[6], is_number(died) and died or now_text, run_id, ttl_of(entry))
   return 'listed'
@@ -109,7 +108,8 @@ for i = 5, #ARGV, 2 do
       oldest = math.min(oldest or accepted, accepted)
       if now - due > tonumber(ARGV[4]) then stale = stale + 1 end
     end
-  elseif not stands(run_id, ARGV[i + 1] ~= '' and ARGV[i + 1] or (found[4] or '') .. ':' .. run_id) then
+  elseif not is_leased(run_id) and not is_listed(run_id)
+    and not is_queued(run_id, ARGV[i + 1] ~= '' and ARGV[i + 1] or (found[4] or '') .. ':' .. run_id) then
     verdict = {run_id, 'malformed'}
   end
   if redis.call('ZSCORE', KEYS[7], run_id) then held_bytes = held_bytes + (read_record(KEYS[8], run_id) or 0) end

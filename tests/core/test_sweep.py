@@ -252,9 +252,10 @@ async def test_a_lost_queue_is_made_anew_from_what_is_held(
     accepted = [Acceptance(run_id=name, env_id=ENV, org_id=ORG, payload=b"", kind=HELD) for name in names]
     await buffer.accept_many(accepted)
     await execute(redis_client, "DEL", keys.queue(ENV), keys.orgs, keys.envs(ORG))
+    await execute(redis_client, "DEL", *(keys.entry(name) for name in names[:5]))
     report = await sweep(buffer)
-    assert report.repaired == {"returned": len(names)}
-    assert await drained(buffer) == names
+    assert report.repaired == {"returned": len(names) - 5, "buried": 5}
+    assert await drained(buffer) == names[5:]
 
 
 async def test_an_entry_that_waits_for_its_retry_goes_back_to_waiting(
@@ -263,7 +264,7 @@ async def test_an_entry_that_waits_for_its_retry_goes_back_to_waiting(
     await hold(buffer, "a", kind=HELD)
     assert await buffer.requeue(await take(buffer), not_before_ms=FAR_MS) == "held"
     before = await state_of(redis_client)
-    await execute(redis_client, "DEL", keys.waiting(ENV))
+    await execute(redis_client, "DEL", keys.waiting(ENV), keys.envs(ORG), keys.orgs)
     assert found(await sweep(buffer))["repaired"] == {"returned": 1}
     assert await state_of(redis_client) == before
 
@@ -354,6 +355,16 @@ async def test_a_held_entry_that_vanished_is_a_dead_letter_wherever_it_stood_and
     report = await sweep(buffer)
     assert (found(report), report.dead_letters, report.entries) == ({}, 3, 2)
     assert await drained(buffer) == ["leased", "there"]
+
+
+async def test_an_environment_of_which_all_has_vanished_leaves_the_ready_index_with_it(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    await hold(buffer, "gone", kind=HELD)
+    await execute(redis_client, "DEL", keys.entry("gone"))
+    report = await sweep(buffer)
+    assert (report.mismatches, report.repaired) == ({}, {"buried": 1})
+    assert set(await state_of(redis_client)) == {keys.seq, keys.failed, keys.owners}
 
 
 async def test_what_a_living_holder_has_in_its_hands_is_counted_and_left_to_it(
@@ -571,7 +582,7 @@ async def test_a_look_that_comes_late_harms_nothing(buffer: Buffer, redis_client
     assert await state_of(redis_client) == before
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     history=st.lists(
         st.tuples(

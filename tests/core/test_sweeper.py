@@ -241,8 +241,15 @@ async def test_a_claim_lives_as_long_as_it_is_renewed_and_no_longer(buffer: Buff
     left_ms = await lifetime_ms(redis_client, SWEEPER_CLAIM)
     assert left_ms is not None
     assert left_ms <= 60_000
+    await execute(redis_client, "PEXPIRE", SWEEPER_CLAIM, 10_000)
+    replica.clock.now_s += 20
+    assert await replica.sweeper.sweep()
+    left_ms = await lifetime_ms(redis_client, SWEEPER_CLAIM)
+    assert left_ms is not None
+    assert left_ms > 10_000
+    replica.clock.now_s += 59
     assert replica.sweeper.is_elected
-    replica.clock.now_s += 60
+    replica.clock.now_s += 1
     assert not replica.sweeper.is_elected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -17,7 +18,7 @@ from tests.divert.conftest import ENVIRONMENT, House
 
 pytestmark = pytest.mark.leaves_keys
 
-BOTH = {"idempotency_key": "k", "request_key": "r"}
+BOTH: dict[str, Any] = {"idempotency_key": "k", "request_key": "r"}
 
 
 async def pop(house: House) -> Entry:

@@ -40,7 +40,7 @@ class CapBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
 class SweepBody(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What the last sweep found: `stale` entries were due for too long, and the tables count by place or kind, without zeros."""
 
-    at: datetime
+    at: datetime | None
     stale: int
     oldest_ms: int
     entries: int

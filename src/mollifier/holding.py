@@ -42,14 +42,14 @@ class Holding:
             with self._telemetry.span("mollifier.buffer.accept", {"mollifier.payload_bytes": payload_bytes}):
                 outcomes = await within(deadline_ms, self._buffer.accept_many(entries))
         except Exception as error:  # noqa: BLE001 - a buffer fault of any kind never fails a trigger
-            self._telemetry.failed_open("buffer", error)
+            self._telemetry.failed_open("buffer", error, len(entries))
             return [None] * len(entries)
         faults = [outcome for outcome in outcomes if isinstance(outcome, BufferUnavailableError)]
-        for fault in faults[:1]:
-            self._telemetry.failed_open("buffer", fault)
-        if any(isinstance(outcome, Unconfirmed) for outcome in outcomes):
+        if faults:
+            self._telemetry.failed_open("buffer", faults[0], len(faults))
+        if unconfirmed := sum(isinstance(outcome, Unconfirmed) for outcome in outcomes):
             missed = f"not confirmed within {settings.accept_confirm_timeout_ms} ms: {settings.accept_confirm}"
-            self._telemetry.failed_open("confirmation", BufferUnavailableError(missed))
+            self._telemetry.failed_open("confirmation", BufferUnavailableError(missed), unconfirmed)
         return [None if isinstance(outcome, BufferUnavailableError) else outcome for outcome in outcomes]
 
     async def find_over_cap(self, entries: Sequence[Acceptance]) -> Cap | None:
@@ -59,7 +59,7 @@ class Holding:
         try:
             return await within(self._deadline_ms(len(entries)), self._buffer.find_over_cap(entries))
         except Exception as error:  # noqa: BLE001 - as above
-            self._telemetry.failed_open("buffer", error)
+            self._telemetry.failed_open("caps", error)
             return None
 
     def _deadline_ms(self, entries: int) -> int:

@@ -74,9 +74,9 @@ class Telemetry:
             labels["org_id"] = inputs.org_id
         self._decisions.add(1, labels)
 
-    def failed_open(self, part: str, error: BaseException) -> None:
-        """Count and log a failure that the trigger path survived; `part` is settings, flag, evaluator, buffer, claim, confirmation, engine or limit."""
-        self._failures.add(1, {"part": part})
+    def failed_open(self, part: str, error: BaseException, triggers: int = 1) -> None:
+        """Count and log a failure that so many triggers survived; `part` is settings, flag, evaluator, buffer, caps, claim, confirmation, engine or limit."""
+        self._failures.add(triggers, {"part": part})
         self._repeated.tell("mollifier.failed_open", part, part=part, error=describe(error))
 
     def over_cap(self, snapshots: Sequence[Snapshot], cap: Cap, outcome: OverCapOutcome) -> None:

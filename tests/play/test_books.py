@@ -21,6 +21,7 @@ DIVERT = msgspec.structs.replace(
     sampled=6, sampled_retrieved=6, sampled_tagged=3, sampled_cancelled=2, sampled_too_late=0, sampled_faults=0,
 )  # fmt: skip
 OUTAGE = msgspec.structs.replace(DIVERT, buffered=6, drained=6, sheltered=2)
+SLOW = msgspec.structs.replace(DIVERT, failed_open=1, unbuffered=1, buffered=3, drained=3)
 CAPPED = msgspec.structs.replace(DIVERT, over_cap_created=1, buffered=3, drained=3)
 REJECTING = msgspec.structs.replace(
     DIVERT, offered=12, rejected=2, over_cap_rejected=2, mollify=6, buffered=4, drained=4
@@ -40,6 +41,8 @@ BARE = Books(offered=10, accepted=10, pass_through=6, mollify=4)
         (msgspec.structs.replace(DIVERT, attempts_used_up=1), Mode.DIVERT),
         (OUTAGE, Mode.DIVERT),
         (CAPPED, Mode.DIVERT),
+        (SLOW, Mode.DIVERT),
+        (msgspec.structs.replace(SLOW, drained=4), Mode.DIVERT),
         (REJECTING, Mode.DIVERT),
         (MONITOR, None),
         (SHADOW, None),
@@ -56,6 +59,9 @@ def test_a_play_that_went_well_balances(books: Books, mode: Mode | None) -> None
         (MONITOR, Mode.MONITOR, {"offered": 11}, "offered 11 is not accepted 10 + rejected 0 + errors 0"),
         (MONITOR, Mode.MONITOR, {"offered": 11, "errors": 1}, "1 calls got no answer"),
         (MONITOR, Mode.MONITOR, {"offered": 12, "rejected": 2}, "2 calls were rejected"),
+        (SLOW, Mode.DIVERT, {"buffered": 2, "drained": 2}, "mollified 4 triggers, 1 were not taken in time and 2 were"),
+        (SLOW, Mode.DIVERT, {"drained": 5}, "3 triggers were buffered and 5 drained"),
+        (SLOW, Mode.DIVERT, {"drained": 2}, "3 triggers were buffered and 2 drained"),
         (MONITOR, Mode.MONITOR, {"lost": 1}, "1 accepted triggers have no run"),
         (MONITOR, Mode.MONITOR, {"duplicated": 1}, "one too many"),
         (MONITOR, Mode.MONITOR, {"runs_created": 9, "executed": 9}, "9 runs were created for 10 accepted triggers"),

@@ -32,10 +32,14 @@ mollifier_over_cap_total{cap="held_max_bytes",outcome="reject"} 1.0
 def test_decisions_are_summed_over_replicas_and_counted_from_a_moment_on() -> None:
     before = parse_decisions([METRICS, ""])
     after = parse_decisions([METRICS, METRICS, "# HELP other x\n# TYPE other gauge\nother 9\n"])
-    assert (after.outcomes["pass_through"], after.outcomes["mollify"], after.failed_open) == (6, 18, 4)
+    assert (after.outcomes["pass_through"], after.outcomes["mollify"], dict(after.failed_open)) == (
+        6,
+        18,
+        {"buffer": 4},
+    )
     new = after.since(before)
     assert (new.outcomes["pass_through"], new.outcomes["shadow_log"], new.outcomes["mollify"]) == (3, 0, 9)
-    assert (dict(new.mollified), new.failed_open) == ({"a": 4, "b": 5}, 2)
+    assert (dict(new.mollified), dict(new.failed_open)) == ({"a": 4, "b": 5}, {"buffer": 2})
     assert dict(after.over_cap) == {"create": 14, "reject": 2}
     assert dict(new.over_cap) == {"create": 7, "reject": 1}
 

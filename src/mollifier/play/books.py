@@ -19,7 +19,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     """Every number counts triggers, runs or entries; None is a number that nobody could be asked for.
 
     `pass_through`, `shadow_log` and `mollify` are the gate's decisions; `would_mollify`, `buffered` and `drained` come from the
-    structured log; `over_cap_created` and `over_cap_rejected` count triggers that the gate mollified and a cap kept out of the buffer, by what
+    structured log; `unbuffered` counts triggers that the gate mollified and the buffer did not answer for in time: their runs were created
+    directly, and it may have taken them all the same; `over_cap_created` and `over_cap_rejected` count triggers that the gate mollified and a cap kept out of the buffer, by what
     became of them; `failed_open` counts failures of the gate and the buffer that triggers survived; `runs_created` is counted in
     the database; `buffer_connections` are those that the buffer's server of an embedded stack saw from anybody.
 
@@ -35,6 +36,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     pass_through: int = 0
     shadow_log: int = 0
     mollify: int = 0
+    unbuffered: int = 0
     over_cap_created: int = 0
     over_cap_rejected: int = 0
     failed_open: int = 0
@@ -84,11 +86,13 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 
     def _buffer(self) -> Iterator[str]:
         over_cap = self.over_cap_created + self.over_cap_rejected
-        if self.buffered not in (None, self.mollify - over_cap + (self.sheltered or 0)):
+        if self.buffered not in (None, self.mollify - over_cap - self.unbuffered + (self.sheltered or 0)):
             kept_out = f", caps kept {over_cap} out" if over_cap else ""
+            kept_out += f", {self.unbuffered} were not taken in time" if self.unbuffered else ""
             yield f"the gate mollified {self.mollify} triggers{kept_out} and {self.buffered} were buffered"
-        if self.drained != self.buffered:
-            yield f"{self.buffered} triggers were buffered and {self.drained} drained"
+        buffered, drained = self.buffered or 0, self.drained or 0
+        if not buffered <= drained <= buffered + self.unbuffered:
+            yield f"{buffered} triggers were buffered and {drained} drained"
         if self.would_mollify not in (None, self.shadow_log):
             yield f"the gate decided shadow_log {self.shadow_log} times and the log has {self.would_mollify} would_mollify events"
         if self.hash_mismatches:

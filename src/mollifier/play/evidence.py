@@ -27,26 +27,26 @@ class EvidenceError(MollifierError):
 class Decisions(NamedTuple):
     """Counts of the trigger path since its processes started: `outcomes` of the gate, `mollified` per enrolled organization.
 
-    `over_cap` has what became of triggers that a cap kept out of the buffer: create, reject or fail.
+    `over_cap` has what became of triggers that a cap kept out of the buffer: create, reject or fail. `failed_open` has by part how many
+    triggers survived a failure of it.
     """
 
     outcomes: Counter[str]
     mollified: Counter[str]
     over_cap: Counter[str]
-    failed_open: int
+    failed_open: Counter[str]
 
     def since(self, before: Decisions) -> Decisions:
         """Return what came on top of the earlier counts."""
-        since = Decisions(self.outcomes.copy(), self.mollified.copy(), self.over_cap.copy(), self.failed_open)
-        since.outcomes.subtract(before.outcomes)
-        since.mollified.subtract(before.mollified)
-        since.over_cap.subtract(before.over_cap)
-        return since._replace(failed_open=self.failed_open - before.failed_open)
+        since = Decisions(*(counts.copy() for counts in self))
+        for counts, earlier in zip(since, before, strict=True):
+            counts.subtract(earlier)
+        return since
 
 
 def parse_decisions(texts: Iterable[str]) -> Decisions:
     """Return the sum over all replicas; each text is what one answers at `/metrics`."""
-    outcomes, mollified, over_cap, failed_open = Counter[str](), Counter[str](), Counter[str](), 0
+    outcomes, mollified, over_cap, failed_open = (Counter[str]() for _ in range(4))
     for text in texts:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
@@ -58,7 +58,7 @@ def parse_decisions(texts: Iterable[str]) -> Decisions:
                 elif sample.name == "mollifier_over_cap_total":
                     over_cap[sample.labels["outcome"]] += count
                 elif sample.name == "mollifier_failed_open_total":
-                    failed_open += count
+                    failed_open[sample.labels["part"]] += count
     return Decisions(outcomes, mollified, over_cap, failed_open)
 
 

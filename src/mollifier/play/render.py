@@ -53,6 +53,11 @@ def figures(played: Played) -> list[Figure]:
             Figure(
                 "over_cap_rejected", books.over_cap_rejected or None, "kept out by a cap: rejected, as the policy says"
             ),
+            Figure(
+                "unbuffered",
+                books.unbuffered or None,
+                "the buffer did not answer for them in time: created directly, and maybe drained as well",
+            ),
             Figure("buffered", books.buffered, "snapshots that went into it"),
             Figure("drained", books.drained, "snapshots that came out again"),
             Figure("sheltered", books.sheltered, "of these, not of a burst: held because the database was away"),

@@ -182,7 +182,8 @@ class Session:
             mollify=decisions.outcomes["mollify"],
             over_cap_created=decisions.over_cap["create"],
             over_cap_rejected=decisions.over_cap["reject"],
-            failed_open=decisions.failed_open,
+            failed_open=decisions.failed_open.total(),
+            unbuffered=decisions.failed_open["buffer"],
             would_mollify=None if audit is None else audit.would_mollify,
             buffered=None if audit is None else audit.buffered,
             drained=None if audit is None else audit.drained,
@@ -275,7 +276,9 @@ class Session:
             if audit is None:
                 return left == 0
             held = mollified if self._outage is None else max(mollified, audit.buffered)
-            return left == 0 and (audit.buffered, audit.drained, audit.would_mollify) == (held, held, shadowed)
+            # What the buffer did not take in time it may have taken all the same.
+            is_drained = held <= audit.drained <= held + decisions.failed_open["buffer"]
+            return left == 0 and is_drained and (audit.buffered, audit.would_mollify) == (held, shadowed)
 
         def patience_s(seen: tuple[int, Report | None]) -> float:
             return PATIENCE_BUFFER_S if seen[0] else PATIENCE_LOG_S
@@ -317,8 +320,9 @@ class Session:
 
 
 def _to_buffer(decisions: Decisions) -> int:
-    """Return how many of the mollified triggers the caps let into the buffer."""
-    return decisions.outcomes["mollify"] - decisions.over_cap["create"] - decisions.over_cap["reject"]
+    """Return how many of the mollified triggers the caps let into the buffer, which took them in time."""
+    kept_out = decisions.over_cap["create"] + decisions.over_cap["reject"] + decisions.failed_open["buffer"]
+    return decisions.outcomes["mollify"] - kept_out
 
 
 def _sample_fields(sample: SampleFigures) -> dict[str, int]:

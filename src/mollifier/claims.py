@@ -22,7 +22,6 @@ Without the buffer's server there are no claims and nothing is held; the engine'
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -31,7 +30,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from mollifier import held
+from mollifier import held, ids
 from mollifier.buffer import Binding, Bound, Buffer, ClaimOutcome, KeyClaimed
 from mollifier.deadline import within
 from mollifier.engine import Existing, KeyKind
@@ -88,7 +87,7 @@ class Claims:
         *,
         engine_deadline_ms: int,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        new_token: Callable[[], str] = lambda: secrets.token_hex(8),
+        new_token: Callable[[], str] = ids.token,
     ) -> None:
         self._buffer = buffer
         self._settings = settings

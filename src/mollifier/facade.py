@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -15,6 +17,7 @@ from mollifier.admission import Admission
 from mollifier.batches import Batches
 from mollifier.buffer import Buffer
 from mollifier.claims import Claims
+from mollifier.deadline import Breaker
 from mollifier.drainer import Drainer
 from mollifier.engine import RunEngine, TaskCatalog
 from mollifier.flags import FlagResolver
@@ -41,6 +44,7 @@ class Mollifier:
 
     `settings` is one struct, or a function that returns the current one. `global_flags` returns the global flag rows as last read.
     The client made here answers bytes, retries nothing and is closed by `aclose`; one that is passed in must answer bytes too.
+    `clock` returns the current moment in UTC, `monotonic` seconds, `jitter` a number in [0, 1).
     """
 
     def __init__(
@@ -53,11 +57,16 @@ class Mollifier:
         redis: Redis | None = None,
         telemetry: Telemetry | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        new_run_id: Callable[[datetime], str] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+        new_run_id: Callable[[datetime], str] = ids.run_id,
+        new_token: Callable[[], str] = ids.token,
     ) -> None:
         current = settings() if callable(settings) else settings
         self.settings: Callable[[], Settings] = settings if callable(settings) else lambda: current
         self.telemetry = telemetry or Telemetry()
+        self._monotonic = monotonic
+        self._jitter = jitter
         self._own_redis = connect(current.redis_url) if redis is None and current.redis_url else None
         client = redis or self._own_redis
         server = Server(client) if client is not None else None
@@ -77,6 +86,7 @@ class Mollifier:
             evaluator=evaluator,
             recorder=self.telemetry,
             deadline_ms=lambda: self.settings().gate_deadline_ms,
+            breaker=Breaker(monotonic=monotonic),
         )
         self.runs = Runs(engine, self.buffer, self.settings, clock)
         self._materialiser = Materialiser(engine, self.telemetry, clock)
@@ -84,20 +94,22 @@ class Mollifier:
             admission=Admission(
                 settings=self.settings, gate=self.gate, buffer=self.buffer, engine=engine, telemetry=self.telemetry
             ),
-            claims=self._claims(engine.deadline_ms),
+            claims=self._claims(engine.deadline_ms, new_token),
             engine=engine,
             runs=self.runs,
             tasks=tasks,
             telemetry=self.telemetry,
             clock=clock,
-            new_run_id=new_run_id or ids.run_id,
+            new_run_id=new_run_id,
         )
         self.batches = Batches(engine=engine, triggers=self.triggers, runs=self.runs, clock=clock)
 
-    def _claims(self, engine_deadline_ms: int) -> Claims | None:
+    def _claims(self, engine_deadline_ms: int, new_token: Callable[[], str]) -> Claims | None:
         if self.buffer is None:
             return None
-        return Claims(self.buffer, self.settings, self.telemetry, engine_deadline_ms=engine_deadline_ms)
+        return Claims(
+            self.buffer, self.settings, self.telemetry, engine_deadline_ms=engine_deadline_ms, new_token=new_token
+        )
 
     def drainer(self, handler: Handler | None = None) -> Drainer:
         """Return a drainer of this buffer: audit copies are compared, held entries become runs; or what the given handler does.
@@ -106,10 +118,15 @@ class Mollifier:
         """
         if self.buffer is None:
             raise ValueError(f"nothing to drain: set {variable('redis_url')}")
-        if handler is not None:
-            return Drainer(self.buffer, handler, self.settings, self.telemetry)
-        give_up = self._materialiser.give_up
-        return Drainer(self.buffer, self.drain_handler(), self.settings, self.telemetry, give_up=give_up)
+        return Drainer(
+            self.buffer,
+            handler or self.drain_handler(),
+            self.settings,
+            self.telemetry,
+            give_up=None if handler else self._materialiser.give_up,
+            jitter=self._jitter,
+            monotonic=self._monotonic,
+        )
 
     def sweeper(self) -> Sweeper:
         """Return a sweeper of this buffer, to run beside a drainer. Raises ValueError when no buffer is configured."""

@@ -32,6 +32,11 @@ def batch_id(now: datetime) -> str:
     return BATCH_PREFIX + _new(now)
 
 
+def token() -> str:
+    """Return a new token: 64 random bits, in which its owner is told from everybody else."""
+    return secrets.token_hex(8)
+
+
 def item_run_id(batch_id: str, index: int) -> str:
     """Return the id of the run that the batch's item at the index makes; the batch has an id that `batch_id` made."""
     moment = batch_id.removeprefix(BATCH_PREFIX)[:_TIME_DIGITS]

@@ -21,7 +21,7 @@ from mollifier.claims import Claim, Claims, bindings
 from mollifier.deadline import forget
 from mollifier.engine import Existing, KeyKind, RunEngine, TaskCatalog
 from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, NotFoundError
-from mollifier.model import Environment, GateInputs, Run, Snapshot, TriggerRequest
+from mollifier.model import Environment, GateInputs, Run, Snapshot, TriggerRequest, TriggerResult
 from mollifier.runs import Runs
 from mollifier.snapshots import take_snapshot
 from mollifier.telemetry import Telemetry, current_trace
@@ -181,17 +181,27 @@ class TriggerService:
         existing: Sequence[Existing | None],
         claim: Claim | None = None,
     ) -> list[Triggered]:
-        """Admit those that no run stands for yet, of those that share a key the first one only."""
+        """Admit those that no run stands for yet, of those that share a key the first one only.
+
+        Should a run that has another of its keys answer for that one after all, the next of them is admitted, and so on.
+        """
         followed = _followed(snapshots, existing)
         new = [index for index, found in enumerate(existing) if found is None and index not in followed]
         admitted = await self._admission.admit([snapshots[i] for i in new], [inputs[i] for i in new], claim)
         answers = dict(zip(new, admitted, strict=True))
+        left: list[int] = []
         for index, found in enumerate(existing):
             if found is not None:
                 answers[index] = Triggered(answer(found))
             elif index in followed:
                 first, by = followed[index]
-                answers[index] = Triggered(answer(Existing(answers[first].result.run_id, by=by)))
+                if _stands_for(answers[first].result, snapshots[first], by):
+                    answers[index] = Triggered(answer(Existing(answers[first].result.run_id, by=by)))
+                else:
+                    left.append(index)
+        if left:
+            some = ([snapshots[i] for i in left], [inputs[i] for i in left], [None] * len(left))
+            answers.update(zip(left, await self._trigger_new(*some, claim), strict=True))
         return [answers[index] for index in range(len(snapshots))]
 
     def _snapshot(self, checked: Checked, request: TriggerRequest, now: datetime) -> Snapshot:
@@ -219,6 +229,13 @@ def gate_inputs(environment: Environment, request: TriggerRequest) -> GateInputs
         one_time_token=request.one_time_token is not None,
         trigger_and_wait=request.resume_parent_on_completion,
     )
+
+
+def _stands_for(result: TriggerResult, first: Snapshot, by: KeyKind) -> bool:
+    """Return whether the run that answered the first of those that share a key of this kind has that key itself."""
+    if result.run_id == first.run_id:
+        return True
+    return result.is_cached == (by == "idempotency_key") and first.debounce is None
 
 
 def _followed(snapshots: Sequence[Snapshot], existing: Sequence[Existing | None]) -> Mapping[int, tuple[int, KeyKind]]:

@@ -14,7 +14,7 @@ from mollifier.admission import Triggered
 from mollifier.buffer import Acceptance, Buffer
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, FieldError, InvalidRequestError
 from mollifier.facade import Mollifier
-from mollifier.model import TriggerRequest
+from mollifier.model import Snapshot, TriggerRequest
 from mollifier.telemetry import EVENTS_LOGGER
 from tests.core.engines import MemoryEngine
 from tests.core.support import state_of
@@ -141,6 +141,24 @@ async def test_one_that_a_key_answers_already_answers_for_all_that_share_it(
     triggered = await mollifier.triggers.trigger_many(FLAGGED, [PLAIN, keyed, asked_again, keyed])
     assert ids_of(triggered) == ["run_3", "run_1", "run_2", "run_1"]
     assert [one.result.is_cached for one in triggered] == [False, True, False, True]
+
+
+async def test_one_whose_other_key_was_taken_meanwhile_does_not_answer_for_those_that_share_its_first(
+    redis_client: Redis, engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mollifier = mollifier_of(redis_client, engine, LOOSE)
+    await mollifier.triggers.trigger_many(FLAGGED, [TriggerRequest(task_id="task", request_key="r")])
+
+    async def look_too_early(snapshots: Sequence[Snapshot]) -> list[None]:
+        return [None] * len(snapshots)
+
+    monkeypatch.setattr(engine, "find_by_keys_many", look_too_early)
+    both = TriggerRequest(task_id="task", request_key="r", idempotency_key="k")
+    keyed = TriggerRequest(task_id="task", idempotency_key="k")
+    triggered = await mollifier.triggers.trigger_many(FLAGGED, [both, keyed, keyed])
+    assert ids_of(triggered) == ["run_1", "run_3", "run_3"]
+    assert [one.result.is_cached for one in triggered] == [False, False, True]
+    assert engine.runs["run_3"].idempotency_key == "k"
 
 
 async def test_a_run_is_called_what_its_request_says(redis_client: Redis, engine: MemoryEngine) -> None:

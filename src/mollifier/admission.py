@@ -101,11 +101,12 @@ class Admission:
                 await self._let_in(snapshots, sorted(to_hold), claim)
             try:
                 answers.update(await self._create(snapshots, to_create, emits))
-            except EngineUnavailableError:
+            except EngineUnavailableError as outage:
                 may_hold = [decisions[place].enrolled and not inputs[place].bypasses for place in to_create]
                 if not diverts or not all(may_hold):
                     raise
-                answers.update(await self._hold(snapshots, places, claim, over_cap="fail"))
+                tried = [] if outage.unsent else to_create
+                answers.update(await self._hold(snapshots, places, claim, over_cap="fail", tried=tried))
                 if len(answers) < len(places):
                     raise
             else:
@@ -173,14 +174,16 @@ class Admission:
         claim: Claim | None,
         *,
         over_cap: OverCapOutcome,
+        tried: Sequence[int] = (),
     ) -> Answers:
         """Make the buffer the runs' primary store; those that it cannot take within its deadline are not among the answers.
 
         Nor are those that it took without confirming it: to create them directly as well is safe, for an entry whose run exists
         makes no second one. Nor are those that a cap keeps out; `over_cap` is what becomes of them: raises OverCapError to reject.
+        `tried` are those that the engine may have created, or may yet, without an answer.
         """
         answers: Answers = {}
-        entries = [held_entry(snapshots[place], claim) for place in places]
+        entries = [held_entry(snapshots[place], claim, taken=place in tried) for place in places]
         for place, entry, outcome in zip(places, entries, await self._holding.accept(entries), strict=True):
             match outcome:
                 case Accepted():

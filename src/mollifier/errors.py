@@ -68,7 +68,14 @@ class BufferUnavailableError(MollifierError):
 
 
 class EngineUnavailableError(MollifierError):
-    """The run engine's store cannot be reached: nobody's fault, worth coming back for."""
+    """The run engine's store cannot be reached: nobody's fault, worth coming back for.
+
+    `unsent`: nothing has left for it, so what was asked for is not done; otherwise it may have been, or may yet be.
+    """
+
+    def __init__(self, detail: str, *, unsent: bool = False) -> None:
+        super().__init__(detail)
+        self.unsent = unsent
 
 
 class OverCapError(MollifierError):

@@ -66,8 +66,8 @@ class Holding:
         return self._settings().accept_deadline_ms * -(-entries // _ENTRIES_PER_DEADLINE)
 
 
-def held_entry(snapshot: Snapshot, claim: Claim | None) -> Acceptance:
-    """Return the entry that is the run's only copy until the run is created."""
+def held_entry(snapshot: Snapshot, claim: Claim | None, *, taken: bool = False) -> Acceptance:
+    """Return the entry that is the run's only copy until the run is created; `taken`: which may be at any moment."""
     return msgspec.structs.replace(
         audit_copy(snapshot),
         kind=EntryKind.HELD,
@@ -75,6 +75,7 @@ def held_entry(snapshot: Snapshot, claim: Claim | None) -> Acceptance:
         parent_run_id=snapshot.parent_run_id,
         bindings=[binding for _, binding in bindings(snapshot)],
         token=claim.proof if claim else "",
+        taken=taken,
     )
 
 

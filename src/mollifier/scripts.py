@@ -191,6 +191,7 @@ def accept(
     digests: str,
     wake: str,
     parent: str,
+    taken: int,
     env_max_entries: int,
     env_max_bytes: int,
     org_max_entries: int,
@@ -202,7 +203,7 @@ def accept(
     """Store one entry; see `lua/accept.lua`."""
     limits = (env_max_entries, env_max_bytes, org_max_entries, org_max_bytes, max_entries, max_bytes)
     keys = (entry, queue, envs, orgs, seq, held, failed, owners, usage, waiting, draining, children, *binding)
-    entry_args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, parent)
+    entry_args = (run_id, env_id, org_id, kind.value, payload, ttl_ms, created_us, token, digests, wake, parent, taken)
     return Call(load("accept"), keys, (*entry_args, *limits, *expires_ms), _accepted)
 
 

@@ -40,6 +40,7 @@ class Storing(Part):
         digests: str,
         wake: str,
         parent: str,
+        taken: int,
         env_max_entries: int,
         env_max_bytes: int,
         org_max_entries: int,
@@ -92,6 +93,8 @@ class Storing(Part):
         store.live(entry, end_ms)
         if digests:
             store.hashes[entry]["bindings"] = digests.encode()
+        if taken:
+            store.hashes[entry]["taken"] = b"1"
         for key, expiry_ms in zip(binding, expires_ms, strict=True):
             store.put(key, b"run:" + run_id.encode(), expiry_ms)
         if kind == "held":

@@ -44,8 +44,9 @@ async def transact(database: Database, *statements: str, then: Callable[[], obje
 
 async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     async with Database(f"postgresql://user@/db?host={tmp_path}") as database:
-        with pytest.raises(EngineUnavailableError, match="cannot be reached"):
+        with pytest.raises(EngineUnavailableError, match="cannot be reached") as raised:
             await database.ping()
+        assert raised.value.unsent, "whoever asked for something must know that it has not been done"
 
 
 async def test_a_server_that_never_answers_is_unavailable(silent_server: str) -> None:
@@ -62,9 +63,10 @@ async def test_a_database_that_does_not_exist_is_unavailable(database_url: str) 
 
 async def test_a_statement_beyond_the_deadline_is_unavailable_and_harms_no_later_one(database_url: str) -> None:
     async with Database(database_url, pool_size=1, deadline_s=0.3) as database:
-        with pytest.raises(EngineUnavailableError):
+        with pytest.raises(EngineUnavailableError) as raised:
             await rows(database, "SELECT pg_sleep(30)")
 
+        assert not raised.value.unsent
         assert await rows(database, "SELECT 1 AS one") == [{"one": 1}]
 
 

@@ -64,6 +64,7 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
     """One entry to store as QUEUED, and the caller's keys to bind to it, which must be free or claimed by `token`.
 
     `created_us` is the trigger's moment, microseconds since the epoch, by which lists order held runs. An audit copy expires after `entry_ttl_s`.
+    `taken`: somebody has set out to create the run already, and may yet (see `handover.py`).
     """
 
     run_id: str
@@ -75,6 +76,7 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
     parent_run_id: str | None = None
     bindings: Sequence[Binding] = ()
     token: str = ""
+    taken: bool = False
 
 
 class Claimed(msgspec.Struct, frozen=True):

@@ -202,6 +202,7 @@ class Storing(Part):
             digests=",".join(binding.digest for binding in entry.bindings),
             wake=WAKE,
             parent="" if entry.parent_run_id is None else str(parent_number(entry.parent_run_id)),
+            taken=int(entry.taken),
             **most._asdict(),
             expires_ms=[binding.expires_ms for binding in entry.bindings],
         )

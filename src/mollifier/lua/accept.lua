@@ -32,13 +32,14 @@
 --       9 digests     the names of the bindings, as settling needs them
 --       10 wake       the channel on which drainers listen for work
 --       11 parent     a digest of the run that triggered this one, or ''
---       12 env_max_entries  the most that may be held of the environment, with this entry
---       13 env_max_bytes
---       14 org_max_entries  of the organization
---       15 org_max_bytes
---       16 max_entries      in this partition, by what the others leave
---       17 max_bytes
---       18... expires_ms  when each binding ends
+--       12 taken      1 if somebody has set out to create the run already, 0 if not
+--       13 env_max_entries  the most that may be held of the environment, with this entry
+--       14 env_max_bytes
+--       15 org_max_entries  of the organization
+--       16 org_max_bytes
+--       17 max_entries      in this partition, by what the others leave
+--       18 max_bytes
+--       19... expires_ms  when each binding ends
 -- Returns {'accepted', run_id, sequence} | {'duplicate_run', run_id, 0} | {'duplicate_key', winner's run_id or '', which of the keys} | {'over_cap', cap, 0}
 local CAPS = {'held_env_max_entries', 'held_env_max_bytes', 'held_org_max_entries', 'held_org_max_bytes',
   'held_max_entries', 'held_max_bytes'}
@@ -60,7 +61,7 @@ if held then
   names, sums = read_sums(KEYS[9], ARGV[2], ARGV[3])
   -- An entry of this run that vanished, and was not missed yet, is in the sums; this one takes its place.
   local vanished = known and read_record(KEYS[8], ARGV[1])
-  local most = {ARGV[12], ARGV[13], ARGV[14], ARGV[15], ARGV[16], ARGV[17]}
+  local most = {ARGV[13], ARGV[14], ARGV[15], ARGV[16], ARGV[17], ARGV[18]}
   for i, cap in ipairs(CAPS) do
     local more = i % 2 == 1 and (vanished and 0 or 1) or #ARGV[5] - (vanished or 0)
     if sums[i] + more > tonumber(most[i]) then return {'over_cap', cap, 0} end
@@ -81,8 +82,9 @@ redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'kind', ARGV[4], 'env', ARGV[2], 
   'seq', sequence, 'accepted_ms', string.format('%.0f', accepted_ms), 'payload', ARGV[5])
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'bindings', ARGV[9]) end
+if ARGV[12] == '1' then redis.call('HSET', KEYS[1], 'taken', '1') end
 for i = 13, #KEYS do
-  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 5])
+  redis.call('SET', KEYS[i], 'run:' .. ARGV[1], 'PXAT', ARGV[i + 6])
 end
 if held then
   -- An entry of this run that vanished is a dead letter no more.

@@ -35,8 +35,8 @@ _REFUSALS = (
 class Database:
     """A pool of connections to one database.
 
-    Every failure to reach it comes out of `statement` and `transaction` as EngineUnavailableError, text or numbers that it
-    cannot hold as InvalidRequestError; other exceptions pass through. `deadline_s` bounds each use, so that a server which
+    Every failure to reach it comes out of `statement` and `transaction` as EngineUnavailableError, `unsent` where there was no
+    connection to be had, text or numbers that it cannot hold as InvalidRequestError; other exceptions pass through. `deadline_s` bounds each use, so that a server which
     hangs is one that cannot be reached.
     """
 
@@ -86,9 +86,15 @@ class Database:
 
     @asynccontextmanager
     async def _lend(self, source: Callable[[], Any]) -> AsyncGenerator[AsyncConnection]:
-        with translated():
-            async with asyncio.timeout(self.deadline_s), source() as connection:
-                yield connection
+        is_lent = False
+        try:
+            with translated():
+                async with asyncio.timeout(self.deadline_s), source() as connection:
+                    is_lent = True
+                    yield connection
+        except EngineUnavailableError as error:
+            error.unsent = not is_lent
+            raise
 
 
 def conninfo(database_url: str) -> str:

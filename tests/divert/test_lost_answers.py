@@ -1,0 +1,80 @@
+"""What the engine did although its answer was lost, or does after it was given up: nothing is made twice, nothing is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from mollifier.engine import CreateOutcome
+from mollifier.errors import EngineUnavailableError
+from mollifier.facade import Mollifier
+from mollifier.model import Entry, MetadataOperation, Run, Snapshot
+from mollifier.postgres.catalog import PostgresTaskCatalog
+from mollifier.postgres.engine import PostgresRunEngine
+from tests.divert.conftest import ENVIRONMENT, House
+
+pytestmark = pytest.mark.leaves_keys
+
+INCREMENT = MetadataOperation(type="increment", key="n", value=b"1")
+
+
+class Deaf(PostgresRunEngine):
+    """Does what it is asked for, and its answers are lost; what it is to create is `on_its_way` until the test lets it arrive."""
+
+    on_its_way: Sequence[Snapshot] = ()
+
+    async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
+        self.on_its_way = snapshots
+        raise EngineUnavailableError("no answer")
+
+    async def arrive(self) -> None:
+        await super().create_runs(self.on_its_way)
+
+    async def change_metadata(self, env_id: str, run_id: str, operations: Sequence[MetadataOperation]) -> Run | None:
+        await super().change_metadata(env_id, run_id, operations)
+        raise EngineUnavailableError("no answer")
+
+    async def cancel_run(self, env_id: str, run_id: str, at: object) -> Run | None:
+        raise EngineUnavailableError("never asked")
+
+
+@pytest.fixture
+def deaf(house: House) -> Deaf:
+    return Deaf(house.database)
+
+
+@pytest.fixture
+async def unheard(house: House, deaf: Deaf) -> AsyncIterator[Mollifier]:
+    """A process of the house that does not hear its engine's answers."""
+    mollifier = Mollifier(house.settings, engine=deaf, tasks=PostgresTaskCatalog(house.database))
+    yield mollifier
+    await mollifier.aclose()
+
+
+async def created(house: House, run_id: str) -> Run:
+    run = await house.created(run_id)
+    assert run is not None
+    return run
+
+
+async def pop(house: House) -> Entry:
+    entry = await house.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    assert entry is not None
+    return entry
+
+
+async def test_a_creation_that_arrives_after_its_trigger_was_held_has_no_change_made_meanwhile_vanish(
+    house: House, deaf: Deaf, unheard: Mollifier
+) -> None:
+    run_id = (await unheard.triggers.trigger(ENVIRONMENT, house.request())).result.run_id
+    assert await house.created(run_id) is None
+
+    assert await house.runs.add_tags(ENVIRONMENT, run_id, ["kept"]) is not None
+    await deaf.arrive()
+
+    read = await house.runs.get(ENVIRONMENT, run_id)
+    assert read is not None
+    assert read.snapshot.tags == ("kept",)
+    await house.drain()
+    assert (await created(house, run_id)).snapshot.tags == ("kept",)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from mollifier.backoff import Backoff
 from mollifier.buffer import Buffer
@@ -89,7 +90,8 @@ class Settler:
             fields = {"run_id": entry.run_id, "attempts": entry.attempts + 1, "error": describe(error)}
             log.error("mollifier.entry_failed", extra={"fields": fields})
             if is_recorded:
-                await self._until_settled("ack", [entry], self._ack, outcome="given_up")
+                again = partial(self._give_up_again, error)
+                await self._until_settled("ack", [entry], partial(self._ack, again=again), outcome="given_up")
             else:
                 await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
             return True
@@ -106,22 +108,38 @@ class Settler:
         """Exponential with full jitter (Brooker, "Exponential Backoff And Jitter"), at least 1 ms."""
         return 1 + int(self._jitter() * min(_RETRY_CAP_MS, _RETRY_BASE_MS * 2**attempts))
 
-    async def _ack(self, entries: Sequence[Entry]) -> list[Settlement | BufferUnavailableError]:
-        """Settle what was handled; what changed meanwhile is handled once more as it is now, until nothing has."""
+    async def _handle_again(self, entry: Entry) -> Outcome:
+        (outcome,) = await outcomes_of(self._handler, [entry])
+        return outcome
+
+    async def _give_up_again(self, error: BaseException, entry: Entry) -> Outcome:
+        """Have what has changed since the entry's failure was recorded recorded too: to handle it would fail once more."""
+        try:
+            is_recorded = self._give_up is not None and await self._give_up(entry, error)
+        except EngineUnavailableError as outage:
+            return outage
+        return None if is_recorded else error
+
+    async def _ack(
+        self, entries: Sequence[Entry], again: Callable[[Entry], Awaitable[Outcome]] | None = None
+    ) -> list[Settlement | BufferUnavailableError]:
+        """Settle what was handled; what changed meanwhile is handled once more as it is now (by `again`), until nothing has."""
         replies = await self._buffer.ack_many(entries)
         for index, entry in enumerate(entries):
             while replies[index] == "changed":
-                replies[index] = await self._ack_changed(entry)
+                replies[index] = await self._ack_changed(entry, again or self._handle_again)
         return replies
 
-    async def _ack_changed(self, entry: Entry) -> Settlement | BufferUnavailableError:
+    async def _ack_changed(
+        self, entry: Entry, again: Callable[[Entry], Awaitable[Outcome]]
+    ) -> Settlement | BufferUnavailableError:
         try:
             current = await self._buffer.get_entry(entry.org_id, entry.run_id)
         except MalformedEntryError as error:
             return BufferUnavailableError(str(error))
         if current is None or current.lease != entry.lease:
             return "stale"
-        (outcome,) = await outcomes_of(self._handler, [current])
+        outcome = await again(current)
         if outcome is not None:
             return BufferUnavailableError(f"a change could not be carried over: {describe(outcome)}")
         (reply,) = await self._buffer.ack_many([current])

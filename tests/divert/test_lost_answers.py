@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
 import pytest
 
-from mollifier.engine import CreateOutcome
+from mollifier import patches
+from mollifier.engine import CreateOutcome, Creation
 from mollifier.errors import EngineUnavailableError
 from mollifier.facade import Mollifier
-from mollifier.model import Entry, MetadataOperation, Run, Snapshot
+from mollifier.model import Entry, MetadataOperation, Run, RunStatus, Snapshot
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.engine import PostgresRunEngine
+from tests.core.support import until
 from tests.divert.conftest import ENVIRONMENT, House
 
 pytestmark = pytest.mark.leaves_keys
@@ -78,3 +81,35 @@ async def test_a_creation_that_arrives_after_its_trigger_was_held_has_no_change_
     assert read.snapshot.tags == ("kept",)
     await house.drain()
     assert (await created(house, run_id)).snapshot.tags == ("kept",)
+
+
+async def test_a_change_made_while_the_runs_failure_is_recorded_is_in_the_failed_run(holding: House) -> None:
+    run_id = await holding.trigger()
+
+    class Refusing(PostgresRunEngine):
+        """Cannot create the run but as failed, and a change arrives in that moment."""
+
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+            (creation,) = creations
+            if creation.ending is None:
+                raise RuntimeError("the row cannot be written")
+            outcomes = await super().create_held_runs(creations)
+            if not creation.patch_count:
+                entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, run_id)
+                assert entry is not None
+                assert await holding.buffer.patch(entry, patches.encode(patches.AddTags(("late",)))) == "held"
+            return outcomes
+
+    once = msgspec.structs.replace(holding.settings, drain_max_attempts=1)
+    mollifier = Mollifier(once, engine=Refusing(holding.database), tasks=PostgresTaskCatalog(holding.database))
+    drainer = mollifier.drainer()
+    drainer.start()
+
+    async def is_settled() -> bool:
+        return (await holding.buffer.counts()).left == 0
+
+    await until(is_settled)
+    await drainer.stop()
+    await mollifier.aclose()
+    run = await created(holding, run_id)
+    assert (run.status, run.snapshot.tags) == (RunStatus.SYSTEM_FAILURE, ("late",))

@@ -70,6 +70,11 @@ class Patched(msgspec.Struct, frozen=True):
     has_failed: bool = False
 
 
+def commutes(patch: Patch) -> bool:
+    """Return whether it comes to the same whenever the patch is applied, before or after others, and however often."""
+    return isinstance(patch, AddTags | ResetKey)
+
+
 def encode(patch: Patch) -> bytes:
     """Return the patch as the buffer keeps it."""
     return _encoder.encode(patch)

@@ -19,7 +19,12 @@ import msgspec
 from mollifier import handover, held, listing, patches
 from mollifier.buffer import Buffer
 from mollifier.engine import RunEngine
-from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
+from mollifier.errors import (
+    BufferUnavailableError,
+    EngineUnavailableError,
+    MalformedEntryError,
+    NonRetryableError,
+)
 from mollifier.keys import idempotency_digest
 from mollifier.metadata import check_growth
 from mollifier.model import (
@@ -239,9 +244,9 @@ class Runs:
         environment: Environment,
         run_id: str,
         in_engine: Change,
-        in_buffer: Callable[[Entry, bool], Awaitable[Run | None]],
+        in_buffer: Callable[[Entry, EngineUnavailableError | None], Awaitable[Run | None]],
     ) -> Run | None:
-        """Ask the engine, then the buffer, telling `in_buffer` whether the engine is away, then the engine once more."""
+        """Ask the engine, then the buffer, telling `in_buffer` of the engine's outage if it is away, then the engine once more."""
         outage: EngineUnavailableError | None = None
         try:
             run = await in_engine()
@@ -252,7 +257,7 @@ class Runs:
         buffer = self._holding()
         if buffer is not None:
             entry = await self._held_entry(buffer, environment, run_id)
-            held_run = await in_buffer(entry, outage is not None) if entry is not None else None
+            held_run = await in_buffer(entry, outage) if entry is not None else None
             if held_run is not None:
                 return held_run
         if outage is not None:
@@ -286,11 +291,17 @@ class Runs:
         self, environment: Environment, run_id: str, patch: patches.Patch, in_engine: Change
     ) -> Run | None:
         return await self._wherever(
-            environment, run_id, in_engine, lambda entry, is_away: self._change_held(entry, patch, is_away=is_away)
+            environment, run_id, in_engine, lambda entry, outage: self._change_held(entry, patch, outage)
         )
 
-    async def _change_held(self, entry: Entry, patch: patches.Patch, *, is_away: bool) -> Run | None:
-        """Change the run where it is held, on its entry as it now is when others were faster; None to change it in the engine."""
+    async def _change_held(
+        self, entry: Entry, patch: patches.Patch, outage: EngineUnavailableError | None
+    ) -> Run | None:
+        """Change the run where it is held, on its entry as it now is when others were faster; None to change it in the engine.
+
+        `outage` is why the engine gave no answer, if it was asked for the change in vain. Raises it where the change may have been made
+        there and must not be made twice, or late.
+        """
         buffer = self._holding()
         cancelled_at = patch.at if isinstance(patch, patches.Cancel) else None
         current: Entry | None = entry
@@ -299,7 +310,11 @@ class Runs:
                 # It has ended.
                 return await self._read(current)
             try:
-                if handover.is_taken(current) and not is_away and await self._hand_over(current, cancelled_at):
+                if cancelled_at is not None and _is_cancelled(current):
+                    return held.run_of(current, self._clock())
+                if outage is not None and not outage.unsent and not patches.commutes(patch):
+                    raise outage
+                if outage is None and handover.is_taken(current) and await self._hand_over(current, cancelled_at):
                     return None
                 appended = await self._append(buffer, current, patch)
             except NonRetryableError as error:
@@ -308,7 +323,7 @@ class Runs:
             match appended:
                 case Entry() as changed:
                     # Whoever may create the run from here on reads the cancellation, and so do lists.
-                    if cancelled_at is not None and not is_away and await self._hand_over(changed):
+                    if cancelled_at is not None and outage is None and await self._hand_over(changed):
                         return None
                     return held.run_of(changed, self._clock())
                 case "changed":
@@ -343,6 +358,11 @@ class Runs:
 
 def _is_held(entry: Entry | None, environment: Environment) -> TypeGuard[Entry]:
     return entry is not None and entry.kind is EntryKind.HELD and entry.env_id == environment.id
+
+
+def _is_cancelled(entry: Entry) -> bool:
+    """Return whether everybody who may create the run reads that it was cancelled. Raises NonRetryableError when it does not parse."""
+    return not entry.taken and held.patched(entry).cancelled_at is not None
 
 
 def _report(run_id: str, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -23,9 +24,13 @@ INCREMENT = MetadataOperation(type="increment", key="n", value=b"1")
 
 
 class Deaf(PostgresRunEngine):
-    """Does what it is asked for, and its answers are lost; what it is to create is `on_its_way` until the test lets it arrive."""
+    """Does what it is asked for, and its answers are lost; what it is to create is `on_its_way` until the test lets it arrive.
+
+    Cancellations never get to it; `unsent`: and that is known.
+    """
 
     on_its_way: Sequence[Snapshot] = ()
+    unsent = False
 
     async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
         self.on_its_way = snapshots
@@ -39,7 +44,7 @@ class Deaf(PostgresRunEngine):
         raise EngineUnavailableError("no answer")
 
     async def cancel_run(self, env_id: str, run_id: str, at: object) -> Run | None:
-        raise EngineUnavailableError("never asked")
+        raise EngineUnavailableError("never asked", unsent=self.unsent)
 
 
 @pytest.fixture
@@ -81,6 +86,53 @@ async def test_a_creation_that_arrives_after_its_trigger_was_held_has_no_change_
     assert read.snapshot.tags == ("kept",)
     await house.drain()
     assert (await created(house, run_id)).snapshot.tags == ("kept",)
+
+
+@pytest.mark.parametrize("was_created", ["by its trigger", "by a drainer"])
+async def test_a_change_that_was_made_without_an_answer_is_not_made_again(
+    house: House, deaf: Deaf, unheard: Mollifier, was_created: str
+) -> None:
+    if was_created == "by its trigger":
+        run_id = (await unheard.triggers.trigger(ENVIRONMENT, house.request())).result.run_id
+        await deaf.arrive()
+    else:
+        await house.trip()
+        run_id = await house.trigger()
+        assert await house.mollifier.drain_handler()([entry := await pop(house)]) == [None]
+        assert await house.buffer.requeue(entry) == "held"
+
+    with pytest.raises(EngineUnavailableError):
+        await unheard.runs.change_metadata(ENVIRONMENT, run_id, [INCREMENT])
+
+    await house.drain()
+    assert msgspec.json.decode((await created(house, run_id)).snapshot.metadata or b"") == {"n": 1}
+
+
+async def test_a_cancellation_that_the_engine_may_not_have_heard_of_is_not_answered(
+    holding: House, unheard: Mollifier
+) -> None:
+    run_id = await holding.trigger()
+    assert await holding.mollifier.drain_handler()([await pop(holding)]) == [None]
+
+    with pytest.raises(EngineUnavailableError):
+        await unheard.runs.cancel(ENVIRONMENT, run_id)
+
+    assert (await created(holding, run_id)).status is RunStatus.QUEUED
+
+
+async def test_where_the_engine_cannot_be_asked_at_all_a_held_run_is_cancelled_once_and_for_all(
+    holding: House, deaf: Deaf, unheard: Mollifier
+) -> None:
+    run_id = await holding.trigger(delay=timedelta(hours=1))
+    deaf.unsent = True
+
+    for _ in range(2):
+        run = await unheard.runs.cancel(ENVIRONMENT, run_id)
+        assert run is not None
+        assert run.status is RunStatus.CANCELED
+
+    await holding.drain()
+    assert (await created(holding, run_id)).status is RunStatus.CANCELED
 
 
 async def test_a_change_made_while_the_runs_failure_is_recorded_is_in_the_failed_run(holding: House) -> None:

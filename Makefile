@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test test-sdk check audit fuzz model bench clean lock anew
+.PHONY: help demo dev test test-sdk check audit fuzz model simulate bench clean lock anew
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -47,6 +47,9 @@ fuzz: $(STAMP) ## fuzz for MOLLIFIER_FUZZ_SECONDS (300), from MOLLIFIER_FUZZ_SEE
 
 model: $(STAMP) ## hold the buffer against its model for MOLLIFIER_MODEL_STEPS (1,000,000), from MOLLIFIER_MODEL_SEED if given
 	@MOLLIFIER_MODEL_STEPS="$${MOLLIFIER_MODEL_STEPS:-1000000}" $(BIN)/pytest -s --timeout 0 $(ARGS) tests/model -k every_step
+
+simulate: $(STAMP) ## play MOLLIFIER_SIM_SEEDS (10,000) simulated worlds, from MOLLIFIER_SIM_SEED if given, on all cores
+	@$(BIN)/python -m tests.simulation $(ARGS)
 
 bench: $(STAMP) ## measure: runs what is in benchmarks/
 	@$(BIN)/python -m benchmarks $(ARGS)

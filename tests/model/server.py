@@ -37,19 +37,31 @@ class ModelServer:
 
     def execute(self, command: Command) -> Reply:
         """Return the raw reply; an error is returned, as within a pipeline, not raised."""
-        verb, *rest = command
-        if verb not in ("EVALSHA", "EVAL"):
+        call = script_call(command)
+        if call is None:
             return self.store.run(command)
-        name, keys, args = _scripts()[str(rest[0])]
-        if verb == "EVALSHA" and name not in self.known:
+        name, named = call
+        if command[0] == "EVALSHA" and name not in self.known:
             return NoScriptError("NOSCRIPT No matching script.")
         self.known.add(name)
-        count = int(rest[1])
-        named = {**_named(keys, rest[2 : 2 + count]), **_named(args, rest[2 + count :])}
+        return self.run_script(name, named)
+
+    def run_script(self, name: str, named: Mapping[str, Any]) -> Reply:
+        """Run one script on the keys and arguments that its header names."""
         return getattr(self.model, name)(**named)
 
     def forget_scripts(self) -> None:
         self.known.clear()
+
+
+def script_call(command: Command) -> tuple[str, Mapping[str, Any]] | None:
+    """Return the script that a command runs, and what it is given by the names in its header; None for a plain command."""
+    verb, *rest = command
+    if verb not in ("EVALSHA", "EVAL"):
+        return None
+    name, keys, args = _scripts()[str(rest[0])]
+    count = int(rest[1])
+    return name, {**_named(keys, rest[2 : 2 + count]), **_named(args, rest[2 + count :])}
 
 
 def _named(parameters: Sequence[Parameter], values: Sequence[Any]) -> dict[str, Any]:

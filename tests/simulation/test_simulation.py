@@ -1,0 +1,71 @@
+"""A short simulation, the bugs that it has to find, and that a seed is the same world every time. `make simulate` plays thousands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation.__main__ import played, seeds_until_found
+from tests.simulation.invariants import SENTENCES
+from tests.simulation.planted import PLANTED
+from tests.simulation.world import play
+
+SEEDS = int(os.environ.get("MOLLIFIER_SIM_SEEDS", "150"))
+FIRST_SEED = int(os.environ.get("MOLLIFIER_SIM_SEED", "0"))
+PARTS = 5
+
+_DIGESTS = """
+import hashlib
+from tests.simulation.world import play
+print(*(hashlib.sha256(play(seed)[0].history.shown(10_000).encode()).hexdigest() for seed in range(5)))
+"""
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_sentence_of_the_specification_holds_after_every_step(part: int) -> None:
+    for seed in range(FIRST_SEED + part, FIRST_SEED + SEEDS, PARTS):
+        report = played(seed).report
+        assert not report, report
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    found = seeds_until_found(bug, range(300))
+    assert found is not None, "300 seeds have not found it"
+    print(f"{bug}: found after {found.seed + 1} seeds")  # noqa: T201 - the figure
+
+
+def test_a_failing_seed_says_which_sentence_and_how_to_see_it_again() -> None:
+    found = seeds_until_found("acknowledge before creating", range(300))
+    assert found is not None
+    assert "AnAcknowledgedRunExists: " in found.report
+    assert "`ack(run_id)`: the run exists now" in found.report
+    assert f"make simulate MOLLIFIER_SIM_SEED={found.seed} MOLLIFIER_SIM_SEEDS=1" in found.report
+    assert played(found.seed, bug="acknowledge before creating").report == found.report
+
+
+def test_a_seed_is_the_same_world_in_every_process() -> None:
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", _DIGESTS],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert told[0] == told[1]
+
+
+def test_seeds_differ() -> None:
+    journals = {play(seed)[0].history.shown(10_000) for seed in range(5)}
+    assert len(journals) == 5
+
+
+@pytest.mark.parametrize("sentence", SENTENCES, ids=lambda sentence: sentence.__name__)
+def test_each_sentence_says_what_it_is_about(sentence: type) -> None:
+    assert (sentence.__doc__ or "").strip().endswith(".")

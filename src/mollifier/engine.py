@@ -46,11 +46,12 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 class Creation(msgspec.Struct, frozen=True, kw_only=True):
     """One run to create. `patch_count` says how many changes made while it was held are in the snapshot already.
 
-    `changed_at` is the moment of the last of them.
+    `changed_at` is the moment of the last of them. `key_freed`: one of them freed its idempotency key, by whichever clock.
     """
 
     snapshot: Snapshot
     ending: Ending | None = None
+    key_freed: bool = False
     patch_count: int = 0
     changed_at: datetime | None = None
 

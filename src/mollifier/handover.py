@@ -57,6 +57,7 @@ def read(entry: Entry, cancelled_at: datetime | None = None) -> Handover:
     creation = Creation(
         snapshot=patched.snapshot,
         ending=Ending(status=RunStatus.CANCELED, at=at) if at is not None else None,
+        key_freed=patched.key_freed,
         patch_count=len(changes),
         changed_at=patched.changed_at,
     )

@@ -61,10 +61,13 @@ _decoder = msgspec.msgpack.Decoder(Patch)
 class Patched(msgspec.Struct, frozen=True):
     """A held run as its patches leave it; `cancelled_at` is the moment of its cancellation, `changed_at` of its last change.
 
+    `key_freed`: its idempotency key was freed. That the key's life ended then shows too, but clocks differ: to that of another process
+    the moment may not have come yet.
     `has_failed`: it was given up, and will not be created.
     """
 
     snapshot: Snapshot
+    key_freed: bool = False
     cancelled_at: datetime | None = None
     changed_at: datetime | None = None
     has_failed: bool = False
@@ -117,7 +120,8 @@ def apply(patched: Patched, patch: Patch) -> Patched:
                 return patched
             return replace(_changed(patched, at), cancelled_at=at)
         case ResetKey(at):
-            return _changed(patched, at, idempotency_expires_at=min(at, snapshot.idempotency_expires_at or at))
+            freed = replace(patched, key_freed=True)
+            return _changed(freed, at, idempotency_expires_at=min(at, snapshot.idempotency_expires_at or at))
 
 
 def status_at(patched: Patched, at: datetime) -> RunStatus:

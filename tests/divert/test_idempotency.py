@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
@@ -99,6 +99,23 @@ async def test_a_reset_frees_the_key_of_a_held_run_in_both_stores(holding: House
     assert first != second
     assert await holding.trigger_all(idempotency_key="k") == (second, True)
     assert not await holding.runs.reset_idempotency_key(ENVIRONMENT, "other", "k")
+
+
+async def test_a_key_that_was_reset_is_free_by_the_clock_of_any_process(holding: House) -> None:
+    first = await holding.trigger(idempotency_key="k")
+    assert await holding.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
+    second, cached = await holding.trigger_all(idempotency_key="k")
+
+    # The drainer's clock is behind that of whoever reset the key.
+    holding.clock = lambda: datetime.now(UTC) - timedelta(minutes=1)
+    await holding.drain()
+
+    assert not cached
+    for run_id in (first, second):
+        created = await holding.created(run_id)
+        assert created is not None
+        assert created.status is RunStatus.QUEUED
+    assert await holding.trigger_all(idempotency_key="k") == (second, True)
 
 
 async def test_a_key_whose_lifetime_is_over_while_its_run_is_held_is_free(holding: House) -> None:

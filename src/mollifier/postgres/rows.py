@@ -34,6 +34,8 @@ def row_of(creation: Creation, now: datetime) -> dict[str, Any]:
     row = _row_of(creation.snapshot, now)
     changed_at = creation.changed_at or creation.snapshot.created_at
     row["patch_count"] = creation.patch_count
+    if creation.key_freed:
+        row["idempotency_slot"] = None
     row["updated_at"] = max(changed_at, row["updated_at"])
     if (ending := creation.ending) is not None:
         row.update(

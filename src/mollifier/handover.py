@@ -6,8 +6,8 @@ caller has been answered. Reads, which ask the engine first, would show the chan
 over; and a later change, made to the row directly, would be overwritten by that carrying over.
 
 So an entry takes changes only up to the moment when somebody sets out to create its run, and says so itself: `taken`. Popping an entry
-reads it and marks it in one step; cancelling marks it by the very change that it appends. The mark is never taken off, for a creation
-that was given up may still arrive. From this follows the order of everything that happens to a held run while the engine answers:
+reads it and marks it in one step; cancelling marks it by the very change that it appends; a trigger that is held because its direct
+creation had no answer is marked from the start. The mark is never taken off, for a creation that was given up may still arrive. From this follows the order of everything that happens to a held run while the engine answers:
 
 1. Before the mark a change takes effect when it is appended. Appending compares the entry with what was read, the mark included,
    so whoever marks has read every change that was ever accepted, and every creation, however many are under way, has all of them in it.
@@ -20,9 +20,11 @@ that was given up may still arrive. From this follows the order of everything th
    before it, without a question to the buffer.
 
 Only while the engine cannot create the run does an entry take changes after its mark, for want of any other place. They are carried to the row
-once, which counts them, before the entry is settled: `ack` refuses an entry that has more changes than were handled. The exception
-this leaves: a creation that was broken off by the outage, yet arrived, can be read without such a change until the drainer has
-come back to the entry.
+once, which counts them, before the entry is settled: `ack` refuses an entry that has more changes than were handled. A change that the
+engine was asked for, and gave no answer to, may have been made there; the entry then takes it only if it comes to the same however often
+and whenever it is made. The exception this leaves: a creation that was broken off by the outage, yet arrived, can be read without such
+a change until the drainer has come back to the entry. So can a run that was created directly because its accept had no answer in time,
+should the accept have arrived too.
 """
 
 from __future__ import annotations

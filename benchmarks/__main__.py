@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import confirming, diverting, draining, idle, memory, off, quiet, sweeping
+from benchmarks import confirming, diverting, draining, idle, memory, off, outage, quiet, sweeping
 from benchmarks.report import Report, show
 from mollifier.embedded import EmbeddedStack, EmbeddedUnavailable
 
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[str, float], Coroutine[Any, Any, Report]]] = {
     "draining": draining.measure,
     "confirming": confirming.measure,
     "sweeping": sweeping.measure,
+    "outage": outage.measure,
 }
 
 

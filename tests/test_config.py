@@ -37,6 +37,7 @@ def test_every_setting_is_read_from_its_variable(field: str) -> None:
         "accept_confirm": ("replicas:2", "replicas:2"),
         "body_limit_bytes": ("2048", 2048),
         "lease_ms": ("200", 200),
+        "drain_retry_cap_ms": ("60000", 60_000),
         "worker_metrics_port": ("9100", 9100),
         "request_limit": ("600", 600),
         "held_over_cap": ("reject", "reject"),

@@ -30,6 +30,7 @@ from mollifier.buffer import (
 )
 from mollifier.caps import NOTHING_HELD, Amount, Cap, exceeded, limits
 from mollifier.claims import Claim
+from mollifier.deadline import Breaker
 from mollifier.engine import Created, Existing, RunEngine
 from mollifier.errors import EngineUnavailableError, OverCapError
 from mollifier.gate import Gate
@@ -52,7 +53,10 @@ Answers = dict[int, Triggered]
 
 
 class Admission:
-    """Makes runs of snapshots that no key answers. `buffer` is None when none is configured."""
+    """Makes runs of snapshots that no key answers. `buffer` is None when none is configured.
+
+    The `breaker` in front of buffer writes has nobody behind it but them: a write has its size to blame, too, when it is slow.
+    """
 
     def __init__(
         self,
@@ -62,11 +66,12 @@ class Admission:
         buffer: Buffer | None,
         engine: RunEngine,
         telemetry: Telemetry,
+        breaker: Breaker | None = None,
     ) -> None:
         self._settings = settings
         self._gate = gate
         self._has_buffer = buffer is not None
-        self._holding = Holding(settings=settings, buffer=buffer, telemetry=telemetry)
+        self._holding = Holding(settings=settings, buffer=buffer, telemetry=telemetry, breaker=breaker or Breaker())
         self._engine = engine
         self._telemetry = telemetry
 

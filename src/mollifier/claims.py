@@ -9,14 +9,14 @@ A claim lives longer than what is done under it: that has a deadline (`deadline_
 that was stopped for longer is cancelled by that deadline before it creates anything, and what it still has on the way to the buffer is
 refused there, because holding a run takes the claim itself. A late release harms nobody: the token is not the next owner's.
 
-A binding is worth what its run is worth. Where the entry is gone, or does not parse, or its run has ended in a way that frees its
-idempotency key (its time to live is over), the key is claimed as if it were free, in one step with the look at whose it is.
+A key that is bound to a run that is worth nothing (`bindings.py`) is claimed as if it were free, in one step with the look at whose it is.
 
 The keys of a batch are claimed together, in one round trip where all are free, in the order of their digests. Whoever has to wait for
 one holds none that comes after it, so nobody waits for a key whose holder waits for one of his: two batches with the same keys wait
 for each other in turn, never both at once.
 
-Without the buffer's server there are no claims and nothing is held; the engine's constraints alone decide.
+Without the buffer's server, or while a breaker has it left alone, there are no claims and nothing is held; the engine's constraints
+alone decide.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from mollifier import held, ids
+from mollifier import ids
+from mollifier.bindings import Worth, bindings
 from mollifier.buffer import Binding, Bound, Buffer, ClaimOutcome, KeyClaimed
-from mollifier.deadline import within
+from mollifier.deadline import Breaker, forget, within
 from mollifier.engine import Existing, KeyKind
-from mollifier.errors import BufferUnavailableError, EngineUnavailableError, MalformedEntryError, NonRetryableError
-from mollifier.keys import idempotency_digest, is_request_digest, request_digest
-from mollifier.model import KEY_FREEING_STATUSES, Entry, Snapshot
+from mollifier.errors import BufferNotAskedError, BufferUnavailableError, EngineUnavailableError
+from mollifier.model import Snapshot
 from mollifier.settings import Settings
 from mollifier.telemetry import Telemetry
 
@@ -77,7 +77,10 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Claims:
-    """Claims callers' keys on the buffer's server. `engine_deadline_ms` is how long one call of the engine may take; `sleep` takes seconds."""
+    """Claims callers' keys on the buffer's server. `engine_deadline_ms` is how long one call of the engine may take; `sleep` takes seconds.
+
+    The `breaker` stands in front of every question; while it refuses them, no key is claimed.
+    """
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class Claims:
         telemetry: Telemetry,
         *,
         engine_deadline_ms: int,
+        breaker: Breaker | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         new_token: Callable[[], str] = ids.token,
     ) -> None:
@@ -93,8 +97,10 @@ class Claims:
         self._settings = settings
         self._telemetry = telemetry
         self._engine_deadline_ms = engine_deadline_ms
+        self._breaker = breaker or Breaker()
         self._sleep = sleep
         self._new_token = new_token
+        self._releasing: set[asyncio.Future[int]] = set()
 
     @property
     def are_needed(self) -> bool:
@@ -122,8 +128,11 @@ class Claims:
         digests = sorted({binding.digest for keys in wanted for _, binding in keys})
         claim = Claim(snapshots[0].org_id, self._new_token(), tuple(digests))
         bound: dict[str, str] = {}
+        if not self._breaker.admits():
+            self._telemetry.failed_open("claim", BufferNotAskedError("not asked: it has given no answers of late"))
+            return Taken(replace(claim, digests=(), is_sure=False), (None,) * len(snapshots))
         try:
-            await self._claim(claim, bound, _Worth(self._buffer, snapshots[0]))
+            await self._claim(claim, bound, Worth(self._buffer, snapshots[0]))
         except (BufferUnavailableError, TimeoutError) as error:
             self._telemetry.failed_open("claim", error)
             claim = replace(claim, is_sure=False)
@@ -134,12 +143,26 @@ class Claims:
         return Taken(replace(claim, digests=unbound), tuple(_holder(keys, bound) for keys in wanted))
 
     async def release(self, claim: Claim) -> None:
-        """Give back what is still claimed of the keys; a fault leaves them to run out."""
-        if claim.digests:
-            with suppress(BufferUnavailableError, TimeoutError):
-                await self._within(self._buffer.release(claim.org_id, claim.digests, claim.token))
+        """Give back what is still claimed of the keys; a fault leaves them to run out.
 
-    async def _claim(self, claim: Claim, bound: dict[str, str], worth: _Worth) -> None:
+        It is sent in any case, for a claim that stays behind when the server is well again keeps the next trigger with its key waiting. It is
+        waited for within a deadline only, and not at all where claiming has had no answer.
+        """
+        if claim.digests:
+            releasing = asyncio.ensure_future(self._buffer.release(claim.org_id, claim.digests, claim.token))
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._releasing.discard)
+            releasing.add_done_callback(forget)
+            if claim.is_sure:
+                with suppress(BufferUnavailableError, TimeoutError):
+                    await self._within(lambda: asyncio.shield(releasing))
+
+    def close(self) -> None:
+        """Wait for no release any more."""
+        for releasing in self._releasing:
+            releasing.cancel()
+
+    async def _claim(self, claim: Claim, bound: dict[str, str], worth: Worth) -> None:
         """Claim the keys in their order, as many at a time as are free; note in `bound` the runs that some belong to.
 
         While one is waited for, those before it are claimed again from time to time, and all of them at the end: they begin their life
@@ -166,49 +189,22 @@ class Claims:
             else:
                 left, aged_ms = (unbound, 0) if aged_ms else ((), 0)
 
-    async def _ask(self, claim: Claim, digests: Sequence[str], worth: _Worth) -> Sequence[ClaimOutcome]:
+    async def _ask(self, claim: Claim, digests: Sequence[str], worth: Worth) -> Sequence[ClaimOutcome]:
         """Claim the keys; those whose run is worth nothing again, at that run's cost."""
         while True:
             void = [worth.void.get(digest, "") for digest in digests]
-            asking = self._buffer.claim_many(claim.org_id, digests, claim.token, self.lifetime_ms, void)
-            outcomes = await self._within(asking)
-            if not await self._within(worth.look_into(_runs(digests, outcomes))):
+            outcomes = await self._within(
+                partial(self._buffer.claim_many, claim.org_id, digests, claim.token, self.lifetime_ms, void)
+            )
+            if not await self._within(partial(worth.look_into, _runs(digests, outcomes))):
                 return outcomes
 
-    async def _within(self, operation: Awaitable[T]) -> T:
-        return await within(self._settings().accept_deadline_ms, operation)
-
-
-class _Worth:
-    """Finds out which bindings are worth nothing at the moment of a trigger: `void` has the run of each, by digest."""
-
-    def __init__(self, buffer: Buffer, snapshot: Snapshot) -> None:
-        self._buffer = buffer
-        self._org_id = snapshot.org_id
-        self._now = snapshot.created_at
-        self._seen: set[tuple[str, str]] = set()
-        self.void: dict[str, str] = {}
-
-    async def look_into(self, bound: Mapping[str, str]) -> bool:
-        """Look at the entries of runs that keys are bound to; return whether one more of the bindings is worth nothing."""
-        new = {digest: run_id for digest, run_id in bound.items() if (digest, run_id) not in self._seen}
-        if not new:
-            return False
-        self._seen.update(new.items())
-        run_ids = sorted(set(new.values()))
-        entries = dict(zip(run_ids, await self._buffer.get_entries(self._org_id, run_ids), strict=True))
-        void = {digest: run_id for digest, run_id in new.items() if self._frees(digest, entries[run_id])}
-        self.void.update(void)
-        return bool(void)
-
-    def _frees(self, digest: str, entry: Entry | MalformedEntryError | None) -> bool:
-        if entry is None or isinstance(entry, MalformedEntryError):
-            return True
-        try:
-            run = held.run_of(entry, self._now)
-        except NonRetryableError:
-            return True
-        return run.status in KEY_FREEING_STATUSES and not is_request_digest(digest)
+    async def _within(self, question: Callable[[], Awaitable[T]]) -> T:
+        breaker, deadline_ms = self._breaker, self._settings().accept_deadline_ms
+        if breaker.behind is not None and breaker.behind.on_trial:
+            # A server of which only a PING has told is worth no longer wait than the gate's, and this as good a question.
+            breaker, deadline_ms = breaker.behind, self._settings().gate_deadline_ms
+        return await breaker.ask(lambda: within(deadline_ms, question()))
 
 
 def _runs(digests: Sequence[str], outcomes: Sequence[ClaimOutcome]) -> dict[str, str]:
@@ -219,19 +215,3 @@ def _runs(digests: Sequence[str], outcomes: Sequence[ClaimOutcome]) -> dict[str,
 
 def _holder(keys: Sequence[tuple[KeyKind, Binding]], bound: Mapping[str, str]) -> Existing | None:
     return next((Existing(bound[key.digest], by=by) for by, key in keys if key.digest in bound), None)
-
-
-def bindings(snapshot: Snapshot) -> list[tuple[KeyKind, Binding]]:
-    """Return the snapshot's keys in the order in which they answer: the request key, then the idempotency key."""
-    found: list[tuple[KeyKind, Binding]] = []
-    if snapshot.request_key is not None:
-        digest = request_digest(snapshot.env_id, snapshot.request_key)
-        found.append(("request_key", Binding(digest, _ms(snapshot.request_key_expires_at))))
-    if snapshot.idempotency_key is not None:
-        digest = idempotency_digest(snapshot.env_id, snapshot.task_id, snapshot.idempotency_key)
-        found.append(("idempotency_key", Binding(digest, _ms(snapshot.idempotency_expires_at))))
-    return found
-
-
-def _ms(moment: datetime | None) -> int:
-    return int(moment.timestamp() * 1000) if moment is not None else 0

@@ -65,6 +65,8 @@ HELP: Mapping[str, str] = {
     "drain_concurrency": "entries one worker handles at a time",
     "drain_batch_size": "entries of one environment taken in one tick; at most half of the concurrency",
     "drain_max_attempts": "attempts after which an entry is given up",
+    "drain_retry_base_ms": "milliseconds that the first retry of an entry waits at most; each further one up to twice as long",
+    "drain_retry_cap_ms": "milliseconds that any retry waits at most",
     "drain_max_reclaims": "how often an entry comes back after its drainer died, before it is given up",
     "drain_max_orgs_per_tick": "organizations served in one tick",
     "drain_shutdown_timeout_ms": "milliseconds a stopping worker waits for entries in hand",

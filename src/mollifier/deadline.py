@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from mollifier.errors import BufferUnavailableError
+from mollifier.backoff import Backoff
+from mollifier.circuit import Circuit, Question, State
+from mollifier.errors import BufferNotAskedError, BufferRefusedError
 
 T = TypeVar("T")
 
 _SLICES = 5
 _LATE_MS = 2
 _LATE_WEIGHT = 0.05
+PAUSES_MS = (200, 1_000)
+"""The first and the longest pause of a breaker before it finds out whether there are answers again."""
 
 
 async def within(deadline_ms: float, operation: Awaitable[T]) -> T:
@@ -75,34 +78,83 @@ class _Slices:
 class Breaker:
     """Stops asking a server that does not answer, so that nobody waits for a deadline that will pass anyway.
 
-    So many `failures` in a row open it. Open, it lets one question through every `open_s` seconds to find out, and refuses the rest
-    at once; an answer closes it. Closed, open, half open: Nygard, "Release It!". `monotonic` returns seconds.
+    Its `circuit` says when; by default after five failures in a row, for a fifth of a second that doubles up to a second. An error
+    is an answer where the server gave it (BufferRefusedError).
+
+    With a `probe`, no question finds out whether the server answers again: the first that is refused after the pause has the probe asked
+    beside it, and waits for nothing. Without one, that question itself is asked. `behind` is a breaker with a probe whose refusals hold
+    here, too, for these questions have the same server to ask, and more patience.
     """
 
     def __init__(
-        self, *, failures: int = 5, open_s: float = 1.0, monotonic: Callable[[], float] = time.monotonic
+        self,
+        circuit: Circuit | None = None,
+        *,
+        probe: Callable[[], Awaitable[object]] | None = None,
+        behind: Breaker | None = None,
     ) -> None:
-        self._most_failures = failures
-        self._open_s = open_s
-        self._monotonic = monotonic
-        self._failures = 0
-        self._next_question_s = 0.0
+        self._circuit = circuit or Circuit(Backoff(*PAUSES_MS))
+        self._probe = probe
+        self.behind = behind
+        self._probing: asyncio.Task[None] | None = None
 
-    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask and return the answer. Raises what the question raises, and BufferUnavailableError when it is not asked."""
-        if self._failures >= self._most_failures:
-            now_s = self._monotonic()
-            if now_s < self._next_question_s:
-                raise BufferUnavailableError(f"not asked: {self._failures} questions in a row had no answer")
-            self._next_question_s = now_s + self._open_s
+    @property
+    def on_trial(self) -> bool:
+        """True while nothing but the probe tells that there are answers again."""
+        return self._circuit.on_trial
+
+    def admits(self) -> bool:
+        """Tell whether a question would be asked now; where the answer is no, see to it that it will be yes again."""
+        if self.behind is not None and not self.behind.admits():
+            return False
+        if self._probe is None or self._circuit.state is not State.OPEN:
+            return self._circuit.room() > 0
+        if self._circuit.room() > 0:
+            self._probing = asyncio.create_task(
+                self._find_out(self._probe, self._circuit.ask()), name="mollifier-probe"
+            )
+        return False
+
+    async def ask(self, question: Callable[[], Awaitable[T]], *, is_answer: Callable[[T], bool] = lambda _: True) -> T:
+        """Ask and return the answer, or what is none although it came back, as `is_answer` tells.
+
+        Raises what the question raises, and BufferNotAskedError when it is not asked.
+        """
+        if not self.admits():
+            raise BufferNotAskedError("not asked: it has given no answers of late")
+        asked = self._circuit.ask()
         try:
             answer = await question()
-        except Exception:
-            self._failures += 1
-            self._next_question_s = self._monotonic() + self._open_s
+        except BufferRefusedError:
+            asked.answered()
             raise
-        self._failures = 0
-        return answer
+        except Exception:
+            asked.failed()
+            raise
+        else:
+            if is_answer(answer):
+                asked.answered()
+            else:
+                asked.failed()
+            return answer
+        finally:
+            # Cancelled, it has told nothing.
+            asked.dropped()
+
+    def close(self) -> None:
+        """Give up finding out."""
+        if self._probing is not None:
+            self._probing.cancel()
+
+    async def _find_out(self, probe: Callable[[], Awaitable[object]], asked: Question) -> None:
+        try:
+            await probe()
+        except Exception:  # noqa: BLE001 - whatever is wrong, it does not answer
+            asked.failed()
+        else:
+            asked.answered()
+        finally:
+            asked.dropped()
 
 
 def forget(task: asyncio.Future[Any]) -> None:

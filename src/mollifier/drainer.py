@@ -3,7 +3,8 @@
 A tick lists what is ready, asks the rotation for its turn, pops the shares, and starts one handler per environment. A tick that
 found work is followed at once by the next, as far as the concurrency allows; one that found none by a pause. Between pop and
 settlement every entry is under a lease that this process extends while its handler runs; leases of processes that died run out,
-and any drainer puts their entries back (`leases.py`). What becomes of handled entries is told in `settling.py`.
+and any drainer puts their entries back (`leases.py`). What becomes of handled entries is told in `settling.py`, and when none are
+taken, for the engine's sake, in `engine_breaker.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from mollifier.backoff import Backoff
 from mollifier.buffer import Buffer, Popped
+from mollifier.circuit import Question
+from mollifier.engine_breaker import EngineBreaker
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.fairness import Rotation
 from mollifier.findings import tell_popped
@@ -36,8 +39,8 @@ _UNWIND_S = 0.5
 class Drainer:
     """Drains one buffer through one handler. Start it once; stop it with a deadline.
 
-    At most `drain_concurrency` entries are popped and unsettled at any moment. `sleep` takes seconds; `jitter` returns a number
-    in [0, 1); `monotonic` returns seconds.
+    At most `drain_concurrency` entries are popped and unsettled at any moment. `asks_engine` tells of an entry whether handling it asks
+    the run engine anything. `sleep` takes seconds; `jitter` returns a number in [0, 1); `monotonic` returns seconds.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Drainer:
         telemetry: Telemetry,
         *,
         give_up: GiveUp | None = None,
+        asks_engine: Callable[[Entry], bool] = lambda _: True,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
@@ -65,8 +69,9 @@ class Drainer:
         self._leases = Leases(buffer, settings, telemetry, sleep)
         self._rotation = Rotation()
         self._tick_backoff = Backoff()
-        self._engine_backoff = Backoff()
-        self._engine_paused = False
+        self._breaker = EngineBreaker(
+            buffer, settings, telemetry, asks_engine=asks_engine, monotonic=monotonic, jitter=jitter
+        )
         self._handling: set[asyncio.Task[None]] = set()
         self._loops: tuple[asyncio.Task[None], ...] = ()
         self._stopping = asyncio.Event()
@@ -139,10 +144,6 @@ class Drainer:
 
     async def _drain(self) -> None:
         while not self._stopping.is_set():
-            if self._engine_paused:
-                self._engine_paused = False
-                await self._pause(self._engine_backoff.next_ms())
-                continue
             try:
                 found_work = await self._tick()
             except Exception as error:  # noqa: BLE001 - the loop outlives any fault
@@ -154,12 +155,18 @@ class Drainer:
 
     async def _tick(self) -> bool:
         """Serve one turn of the rotation; return whether there was anything to serve."""
+        await self._breaker.tell()
+        if wait_s := self._breaker.wait_s():
+            await self._pause(wait_s * 1000)
         settings = self._settings()
         # Looked up while what was taken before is still handled: what is out of date by then costs this turn nothing but a look.
         ready = await self._ready()
         capacity = await self._free_capacity(settings.drain_concurrency)
         if self._stopping.is_set():
             return False
+        if not capacity:
+            return True
+        term = self._breaker.term
         shares = self._rotation.plan(
             ready,
             capacity=capacity,
@@ -175,7 +182,7 @@ class Drainer:
             await self._pause(self._tick_backoff.next_ms())
             return True
         self._tick_backoff.reset()
-        taken = [self._dispatch(reply) for reply in popped if isinstance(reply, Popped)]
+        taken = [self._dispatch(reply, term) for reply in popped if isinstance(reply, Popped)]
         return any(taken)
 
     async def _ready(self) -> Mapping[str, Sequence[str]]:
@@ -192,16 +199,25 @@ class Drainer:
         return ready
 
     async def _free_capacity(self, concurrency: int) -> int:
-        while (free := concurrency - self.in_flight) <= 0 and not self._stopping.is_set():
+        """Wait until entries may be taken, for what is at work here and for what the engine stands; return how many.
+
+        0 when the engine has fallen away meanwhile.
+        """
+        while not self._stopping.is_set() and not self._breaker.wait_s():
+            room = self._breaker.room(concurrency - self.in_flight)
+            if room > 0:
+                return room
             self._slot_freed.clear()
             await self._slot_freed.wait()
-        return free
+        return 0
 
-    def _dispatch(self, popped: Popped) -> bool:
+    def _dispatch(self, popped: Popped, term: int) -> bool:
         tell_popped(popped, self._telemetry)
         if popped.entries:
             self._leases.take(popped.entries)
-            task = asyncio.create_task(self._handle(popped.entries, self._monotonic()), name="mollifier-handle")
+            plan = turns(popped.entries, self._settings().drain_max_reclaims, self._jitter)
+            asked = [(turn, self._breaker.ask(turn.entries, term)) for turn in plan]
+            task = asyncio.create_task(self._handle(asked, self._monotonic()), name="mollifier-handle")
             self._handling.add(task)
             task.add_done_callback(self._handling.discard)
         return bool(popped.entries or popped.orphans or popped.malformed or popped.evicted)
@@ -229,33 +245,33 @@ class Drainer:
 
     # --- one environment's entries ---------------------------------------------------------------------------------
 
-    async def _handle(self, entries: Sequence[Entry], popped_at_s: float) -> None:
+    async def _handle(self, asked: Sequence[tuple[Turn, Question]], popped_at_s: float) -> None:
         try:
-            away: EngineUnavailableError | None = None
-            for turn in turns(entries, self._settings().drain_max_reclaims, self._jitter):
-                # Of an engine that is away the next turn would only wait in vain.
-                if not await self._handle_turn(turn, popped_at_s, away):
-                    away = EngineUnavailableError("the engine was away a moment ago")
-                    self._engine_paused = True
-                self._drop(turn.entries)
+            for turn, question in asked:
+                await self._handle_turn(turn, question, popped_at_s)
+                self._drop(turn, question)
         finally:
-            self._drop(entries)
+            for turn, question in asked:
+                self._drop(turn, question)
 
-    async def _handle_turn(self, turn: Turn, popped_at_s: float, away: EngineUnavailableError | None) -> bool:
-        """Handle and settle; False when the engine could not be reached for some."""
+    async def _handle_turn(self, turn: Turn, question: Question, popped_at_s: float) -> None:
+        """Handle and settle; what was taken before the breaker opened is put back as it is."""
         try:
             outcomes: Sequence[Outcome]
-            if (told := away or turn.error) is not None:
-                outcomes = [told] * len(turn.entries)
+            if not self._breaker.stands(question):
+                outcomes = [EngineUnavailableError("it fell away meanwhile")] * len(turn.entries)
+            elif turn.error is not None:
+                outcomes = [turn.error] * len(turn.entries)
             else:
                 outcomes = await outcomes_of(self._handler, turn.entries)
-            if None in outcomes:
-                self._engine_backoff.reset()
-            return await self._settler.settle(turn.entries, outcomes, popped_at_s)
+                self._breaker.judge(question, turn.entries, outcomes)
+            if not await self._settler.settle(turn.entries, outcomes, popped_at_s):
+                self._breaker.missed(question)
         except Exception as error:  # noqa: BLE001 - unsettled entries come back when their leases run out
             self._telemetry.faulted("settle", error)
-            return True
 
-    def _drop(self, entries: Sequence[Entry]) -> None:
-        self._leases.drop(entries)
+    def _drop(self, turn: Turn, question: Question) -> None:
+        # Cancelled, or given up unasked, its entries have told nothing.
+        question.dropped()
+        self._leases.drop(turn.entries)
         self._slot_freed.set()

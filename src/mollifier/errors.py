@@ -67,6 +67,14 @@ class BufferUnavailableError(MollifierError):
     """The buffer's server did not answer (refused, hung past the deadline, or failed the command)."""
 
 
+class BufferRefusedError(BufferUnavailableError):
+    """The buffer's server is there and answered the command with an error."""
+
+
+class BufferNotAskedError(BufferUnavailableError):
+    """The buffer's server was not asked: it has given no answers of late, and asking it again is for later."""
+
+
 class EngineUnavailableError(MollifierError):
     """The run engine's store cannot be reached: nobody's fault, worth coming back for.
 
@@ -76,6 +84,10 @@ class EngineUnavailableError(MollifierError):
     def __init__(self, detail: str, *, unsent: bool = False) -> None:
         super().__init__(detail)
         self.unsent = unsent
+
+
+class EngineFailingError(EngineUnavailableError):
+    """The run engine fails whatever it is given, so that this was not given to it: nobody's fault, worth coming back for."""
 
 
 class OverCapError(MollifierError):

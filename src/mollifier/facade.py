@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 from mollifier import ids
 from mollifier.admission import Admission
 from mollifier.batches import Batches
+from mollifier.bounded import BoundedServer
+from mollifier.breakers import Breakers, read_deadline_ms
 from mollifier.buffer import Buffer
 from mollifier.claims import Claims
-from mollifier.deadline import Breaker
 from mollifier.drainer import Drainer
 from mollifier.engine import RunEngine, TaskCatalog
 from mollifier.flags import FlagResolver
@@ -25,6 +26,7 @@ from mollifier.gate import Gate
 from mollifier.handling import Handler
 from mollifier.keys import Keyspace
 from mollifier.materialise import Materialiser, by_kind
+from mollifier.model import Entry, EntryKind
 from mollifier.monitor import audit_handler
 from mollifier.rate_limit import RateLimiter
 from mollifier.runs import Runs
@@ -73,9 +75,16 @@ class Mollifier:
         if current.enabled and server is None:
             _warn_without_server()
         self.buffer = Buffer(server, self.settings) if server else None
+        self._breakers = Breakers(self.buffer, self.settings, self.telemetry, monotonic=monotonic, jitter=jitter)
         evaluator = TripEvaluator(Scripts(server), Keyspace(current.partitions), self.settings) if server else None
         self.rate_limiter = (
-            RateLimiter(Scripts(server), Keyspace(current.partitions), self.settings, self.telemetry)
+            RateLimiter(
+                Scripts(server),
+                Keyspace(current.partitions),
+                self.settings,
+                self.telemetry,
+                breaker=self._breakers.server,
+            )
             if server
             else None
         )
@@ -86,15 +95,21 @@ class Mollifier:
             evaluator=evaluator,
             recorder=self.telemetry,
             deadline_ms=lambda: self.settings().gate_deadline_ms,
-            breaker=Breaker(monotonic=monotonic),
+            breaker=self._breakers.server,
         )
-        self.runs = Runs(engine, self.buffer, self.settings, clock)
+        self.runs = Runs(engine, self._bounded(server), self.settings, clock)
         self._materialiser = Materialiser(engine, self.telemetry, clock)
+        self._claims = self._claims_of(engine, new_token)
         self.triggers = TriggerService(
             admission=Admission(
-                settings=self.settings, gate=self.gate, buffer=self.buffer, engine=engine, telemetry=self.telemetry
+                settings=self.settings,
+                gate=self.gate,
+                buffer=self.buffer,
+                engine=engine,
+                telemetry=self.telemetry,
+                breaker=self._breakers.accepts,
             ),
-            claims=self._claims(engine.deadline_ms, new_token),
+            claims=self._claims,
             engine=engine,
             runs=self.runs,
             tasks=tasks,
@@ -104,11 +119,23 @@ class Mollifier:
         )
         self.batches = Batches(engine=engine, triggers=self.triggers, runs=self.runs, clock=clock)
 
-    def _claims(self, engine_deadline_ms: int, new_token: Callable[[], str]) -> Claims | None:
+    def _bounded(self, server: Server | None) -> Buffer | None:
+        """Return the buffer for those who read and change held runs while their caller waits."""
+        if server is None:
+            return None
+        bounded = BoundedServer(server, self._breakers.reads, lambda: read_deadline_ms(self.settings()))
+        return Buffer(bounded, self.settings)
+
+    def _claims_of(self, engine: RunEngine, new_token: Callable[[], str]) -> Claims | None:
         if self.buffer is None:
             return None
         return Claims(
-            self.buffer, self.settings, self.telemetry, engine_deadline_ms=engine_deadline_ms, new_token=new_token
+            self.buffer,
+            self.settings,
+            self.telemetry,
+            engine_deadline_ms=engine.deadline_ms,
+            breaker=self._breakers.claims,
+            new_token=new_token,
         )
 
     def drainer(self, handler: Handler | None = None) -> Drainer:
@@ -124,6 +151,7 @@ class Mollifier:
             self.settings,
             self.telemetry,
             give_up=None if handler else self._materialiser.give_up,
+            asks_engine=(lambda _: True) if handler else _is_held,
             jitter=self._jitter,
             monotonic=self._monotonic,
         )
@@ -141,8 +169,16 @@ class Mollifier:
     async def aclose(self) -> None:
         """Close the connections that were opened here, and log what was only counted so far."""
         self.telemetry.flush()
+        self._breakers.close()
+        if self._claims is not None:
+            self._claims.close()
         if self._own_redis is not None:
             await self._own_redis.aclose()
+
+
+def _is_held(entry: Entry) -> bool:
+    # An audit copy's run exists: the engine has nothing to do with it.
+    return entry.kind is EntryKind.HELD
 
 
 @cache

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from mollifier import snapshots as encoding
+from mollifier.bindings import bindings
 from mollifier.buffer import Acceptance, AcceptOutcome, Buffer, Unconfirmed
 from mollifier.caps import Cap
-from mollifier.claims import Claim, bindings
+from mollifier.claims import Claim
 from mollifier.cursors import as_us
-from mollifier.deadline import within
+from mollifier.deadline import Breaker, within
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import EntryKind, Snapshot
 from mollifier.settings import Settings
@@ -22,16 +23,23 @@ _ENTRIES_PER_DEADLINE = 100
 
 
 class Holding:
-    """Puts entries into the buffer. `buffer` is None when none is configured: then it takes nothing."""
+    """Puts entries into the buffer. `buffer` is None when none is configured: then it takes nothing.
 
-    def __init__(self, *, settings: Callable[[], Settings], buffer: Buffer | None, telemetry: Telemetry) -> None:
+    The `breaker` has nobody behind it but these writes: one that is slow has its own size to blame, too.
+    """
+
+    def __init__(
+        self, *, settings: Callable[[], Settings], buffer: Buffer | None, telemetry: Telemetry, breaker: Breaker
+    ) -> None:
         self._settings = settings
         self._buffer = buffer
         self._telemetry = telemetry
+        self._breaker = breaker
 
     async def accept(self, entries: Sequence[Acceptance]) -> Sequence[AcceptOutcome | None]:
         """Store the entries; None stands for one that the buffer did not take."""
-        if self._buffer is None or not entries:
+        buffer = self._buffer
+        if buffer is None or not entries:
             return [None] * len(entries)
         settings = self._settings()
         deadline_ms = self._deadline_ms(len(entries))
@@ -40,7 +48,9 @@ class Holding:
         payload_bytes = sum(len(entry.payload) for entry in entries)
         try:
             with self._telemetry.span("mollifier.buffer.accept", {"mollifier.payload_bytes": payload_bytes}):
-                outcomes = await within(deadline_ms, self._buffer.accept_many(entries))
+                outcomes = await self._breaker.ask(
+                    lambda: within(deadline_ms, buffer.accept_many(entries)), is_answer=_is_confirmed
+                )
         except Exception as error:  # noqa: BLE001 - a buffer fault of any kind never fails a trigger
             self._telemetry.failed_open("buffer", error, len(entries))
             return [None] * len(entries)
@@ -54,16 +64,23 @@ class Holding:
 
     async def find_over_cap(self, entries: Sequence[Acceptance]) -> Cap | None:
         """Return the first cap that these entries of one environment would exceed together; None too where the buffer does not answer."""
-        if self._buffer is None or not entries:
+        buffer = self._buffer
+        if buffer is None or not entries:
             return None
+        deadline_ms = self._deadline_ms(len(entries))
         try:
-            return await within(self._deadline_ms(len(entries)), self._buffer.find_over_cap(entries))
+            return await self._breaker.ask(lambda: within(deadline_ms, buffer.find_over_cap(entries)))
         except Exception as error:  # noqa: BLE001 - as above
             self._telemetry.failed_open("caps", error)
             return None
 
     def _deadline_ms(self, entries: int) -> int:
         return self._settings().accept_deadline_ms * -(-entries // _ENTRIES_PER_DEADLINE)
+
+
+def _is_confirmed(outcomes: Sequence[AcceptOutcome | BufferUnavailableError]) -> bool:
+    """Tell whether everything that was stored is as safe as was asked for; what was refused is not stored."""
+    return not any(isinstance(outcome, Unconfirmed) for outcome in outcomes)
 
 
 def held_entry(snapshot: Snapshot, claim: Claim | None, *, taken: bool = False) -> Acceptance:

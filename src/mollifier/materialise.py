@@ -1,7 +1,8 @@
 """4. The diverting drain: held entries become runs, many in one call, and nothing is ever silently gone.
 
-One environment's entries are created in one transaction. When the engine refuses a batch, its halves are tried, then theirs, down
-to the one entry that is at fault, which fails alone. An entry handed over twice (its holder died between creating and settling)
+One environment's entries are created in one transaction. When the engine fails a batch, its first and its last entry are tried alone.
+Where neither can be created, it is the engine that fails, and the others are spared. Otherwise the rest is tried in halves, then theirs,
+down to the one entry that is at fault, which fails alone. An entry handed over twice (its holder died between creating and settling)
 meets its own run id and makes nothing new; changes that arrived in between are carried to the run that exists.
 
 A key of the entry's may by now belong to another run: bound while the buffer's server was away, so that nobody could know. The
@@ -17,7 +18,13 @@ import msgspec
 
 from mollifier import handover, held
 from mollifier.engine import CreateOutcome, Ending, RunEngine
-from mollifier.errors import EngineUnavailableError, InvalidRequestError, MollifierError, NonRetryableError
+from mollifier.errors import (
+    EngineFailingError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    MollifierError,
+    NonRetryableError,
+)
 from mollifier.handling import Handler, Outcome
 from mollifier.handover import Handover
 from mollifier.model import Entry, EntryKind, RunError, RunStatus
@@ -73,12 +80,33 @@ class Materialiser:
             outcomes = await self._engine.create_held_runs([job.creation for job in jobs])
         except EngineUnavailableError as error:
             return [error] * len(jobs)
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises is found out entry by entry
+        except InvalidRequestError as error:
             if len(jobs) == 1:
-                return [NonRetryableError(describe(error)) if isinstance(error, InvalidRequestError) else error]
-            half = len(jobs) // 2
-            return [*await self._create(jobs[:half]), *await self._create(jobs[half:])]
+                return [NonRetryableError(describe(error))]
+            return await self._create_halves(jobs)
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises is found out entry by entry
+            return [error] if len(jobs) == 1 else await self._create_apart(jobs, error)
         return [await self._finish(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+    async def _create_halves(self, jobs: Sequence[Handover]) -> Sequence[Outcome]:
+        half = len(jobs) // 2
+        return [*await self._create(jobs[:half]), *await self._create(jobs[half:])]
+
+    async def _create_apart(self, jobs: Sequence[Handover], error: Exception) -> Sequence[Outcome]:
+        """Find out whether the entries or the engine is at fault: where neither the first nor the last can be created, no other is tried."""
+        middle = jobs[1:-1]
+        (first,) = await self._create(jobs[:1])
+        if isinstance(first, EngineUnavailableError):
+            return [first] * len(jobs)
+        (last,) = await self._create(jobs[-1:])
+        if isinstance(last, EngineUnavailableError):
+            return [first, *[last] * len(middle), last]
+        if not any(one is None or isinstance(one, NonRetryableError) for one in (first, last)):
+            failing = EngineFailingError(f"it fails whatever it is given: {describe(error)}")
+            return [first, *[failing] * len(middle), last]
+        # Where one of the two was at fault it may have been the only one.
+        between = await (self._create_halves(middle) if first is last is None else self._create(middle))
+        return [first, *between, last]
 
     async def _finish(self, job: Handover, outcome: CreateOutcome) -> Outcome:
         """Do what is left of one entry whose run, or whose rival, exists. What goes wrong with it is its own outcome."""

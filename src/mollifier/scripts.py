@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from redis.exceptions import NoScriptError, RedisError
 
-from mollifier.errors import BufferUnavailableError
+from mollifier.errors import BufferRefusedError, BufferUnavailableError
 from mollifier.model import EntryKind, Verdict
 from mollifier.server import Command, Server
 
@@ -135,7 +135,7 @@ def command(verb: str, script: str, call: Call[Any]) -> Command:
 def result(call: Call[T], reply: Any) -> T | BufferUnavailableError:
     """Read a call's reply."""
     if isinstance(reply, RedisError):
-        return BufferUnavailableError(f"{call.script.name}: {reply}")
+        return BufferRefusedError(f"{call.script.name}: {reply}")
     return call.parse(reply)
 
 

@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from mollifier.errors import BufferUnavailableError
+from mollifier.errors import BufferRefusedError, BufferUnavailableError
 
 Command = tuple[str | bytes | int | float, ...]
 Reply = Any
@@ -56,7 +56,7 @@ class Server:
         """Run one command. Raises BufferUnavailableError when there is no answer, or when the answer is an error."""
         (reply,) = await self.run_many([command])
         if isinstance(reply, RedisError):
-            raise BufferUnavailableError(f"{command[0]}: {reply}") from reply
+            raise BufferRefusedError(f"{command[0]}: {reply}") from reply
         return reply
 
     async def run_many(self, commands: Sequence[Command]) -> list[Reply]:

@@ -36,6 +36,8 @@ _RANGES: dict[str, tuple[int, int]] = {
     "drain_concurrency": (1, 10_000),
     "drain_batch_size": (1, 10_000),
     "drain_max_attempts": (1, 1_000),
+    "drain_retry_base_ms": (1, 3_600_000),
+    "drain_retry_cap_ms": (1, 86_400_000),
     "drain_max_reclaims": (0, 1_000),
     "drain_max_orgs_per_tick": (1, 100_000),
     "drain_shutdown_timeout_ms": (0, 3_600_000),
@@ -115,6 +117,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_concurrency: int = 50
     drain_batch_size: int = 50
     drain_max_attempts: int = 3
+    drain_retry_base_ms: int = 200
+    drain_retry_cap_ms: int = 30_000
     drain_max_reclaims: int = 10
     drain_max_orgs_per_tick: int = 500
     drain_shutdown_timeout_ms: int = 30_000
@@ -127,6 +131,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value: int | None = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise SettingsError(variable(name), f"must be between {low} and {high}, is {value}")
+        if self.drain_retry_base_ms > self.drain_retry_cap_ms:
+            detail = f"is {self.drain_retry_base_ms}, more than {variable('drain_retry_cap_ms')}, which is {self.drain_retry_cap_ms}"
+            raise SettingsError(variable("drain_retry_base_ms"), detail)
         if self.trip_algorithm not in ("sliding", "fixed"):
             raise SettingsError(variable("trip_algorithm"), f"must be sliding or fixed, is {self.trip_algorithm!r}")
         if self.held_over_cap not in ("create", "reject"):

@@ -23,11 +23,10 @@ from mollifier.telemetry import Telemetry, describe
 
 log = logging.getLogger(__name__)
 
-Settle = Callable[[Sequence[Entry]], Awaitable[list[Settlement | BufferUnavailableError]]]
+Reply = Settlement | BufferUnavailableError | EngineUnavailableError
+Settle = Callable[[Sequence[Entry]], Awaitable[Sequence[Reply]]]
 
 _MOST_REFUSALS = 20
-_RETRY_BASE_MS = 200
-_RETRY_CAP_MS = 30_000
 
 
 class Settler:
@@ -55,7 +54,7 @@ class Settler:
         self._monotonic = monotonic
 
     async def settle(self, entries: Sequence[Entry], outcomes: Sequence[Outcome], popped_at_s: float) -> bool:
-        """Settle entries that were popped at that moment of the process's clock; False when the engine could not be reached for some."""
+        """Settle entries that were popped at that moment of the process's clock; False when the engine turned out to be away meanwhile."""
         handled: list[Entry] = []
         unreached: list[Entry] = []
         failed: list[tuple[Entry, BaseException]] = []
@@ -68,15 +67,15 @@ class Settler:
                 case _:
                     failed.append((entry, outcome))
         # What was handled is settled first: no neighbour's failure may have it handled again.
-        if handled:
-            await self._until_settled("ack", handled, self._ack)
+        missed = await self._until_settled("ack", handled, self._ack) if handled else []
         for entry, error in failed:
             if not await self._settle_failure(entry, error, popped_at_s):
-                unreached.append(entry)
-        if unreached:
-            self._telemetry.faulted("handle", EngineUnavailableError(f"{len(unreached)} entries put back"))
-            await self._until_settled("requeue", unreached, lambda some: self._buffer.requeue_many(some, attempts=0))
-        return not unreached
+                missed.append(entry)
+        if unreached or missed:
+            put_back = [*unreached, *missed]
+            self._telemetry.faulted("handle", EngineUnavailableError(f"{len(put_back)} entries put back"))
+            await self._until_settled("requeue", put_back, lambda some: self._buffer.requeue_many(some, attempts=0))
+        return not missed
 
     async def _settle_failure(self, entry: Entry, error: BaseException, popped_at_s: float) -> bool:
         """Have the entry tried again, or give it up; False when the engine, away, could not be told of its failure."""
@@ -91,9 +90,10 @@ class Settler:
             log.error("mollifier.entry_failed", extra={"fields": fields})
             if is_recorded:
                 again = partial(self._give_up_again, error)
-                await self._until_settled("ack", [entry], partial(self._ack, again=again), outcome="given_up")
-            else:
-                await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
+                return not await self._until_settled(
+                    "ack", [entry], partial(self._ack, again=again), outcome="given_up"
+                )
+            await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
             return True
         self._telemetry.faulted("handle", error)
         # The buffer's clock at this moment: its reading at the pop, plus what has passed here since.
@@ -106,7 +106,8 @@ class Settler:
 
     def _retry_delay_ms(self, attempts: int) -> int:
         """Exponential with full jitter (Brooker, "Exponential Backoff And Jitter"), at least 1 ms."""
-        return 1 + int(self._jitter() * min(_RETRY_CAP_MS, _RETRY_BASE_MS * 2**attempts))
+        settings = self._settings()
+        return 1 + int(self._jitter() * min(settings.drain_retry_cap_ms, settings.drain_retry_base_ms * 2**attempts))
 
     async def _handle_again(self, entry: Entry) -> Outcome:
         (outcome,) = await outcomes_of(self._handler, [entry])
@@ -122,17 +123,15 @@ class Settler:
 
     async def _ack(
         self, entries: Sequence[Entry], again: Callable[[Entry], Awaitable[Outcome]] | None = None
-    ) -> list[Settlement | BufferUnavailableError]:
+    ) -> Sequence[Reply]:
         """Settle what was handled; what changed meanwhile is handled once more as it is now (by `again`), until nothing has."""
-        replies = await self._buffer.ack_many(entries)
+        replies: list[Reply] = [*await self._buffer.ack_many(entries)]
         for index, entry in enumerate(entries):
             while replies[index] == "changed":
                 replies[index] = await self._ack_changed(entry, again or self._handle_again)
         return replies
 
-    async def _ack_changed(
-        self, entry: Entry, again: Callable[[Entry], Awaitable[Outcome]]
-    ) -> Settlement | BufferUnavailableError:
+    async def _ack_changed(self, entry: Entry, again: Callable[[Entry], Awaitable[Outcome]]) -> Reply:
         try:
             current = await self._buffer.get_entry(entry.org_id, entry.run_id)
         except MalformedEntryError as error:
@@ -140,6 +139,8 @@ class Settler:
         if current is None or current.lease != entry.lease:
             return "stale"
         outcome = await again(current)
+        if isinstance(outcome, EngineUnavailableError):
+            return outcome
         if outcome is not None:
             return BufferUnavailableError(f"a change could not be carried over: {describe(outcome)}")
         (reply,) = await self._buffer.ack_many([current])
@@ -151,27 +152,30 @@ class Settler:
         entries: Sequence[Entry],
         settle: Settle,
         outcome: str | None = None,
-    ) -> None:
+    ) -> list[Entry]:
         """Settle, again after a pause for as long as the server gives no answer: what was handled must not be handled anew.
 
         A server that answers and refuses is asked 20 times; the leases then run out and the entries come back to whoever is at work.
+        Returns the entries that the engine, which has to see them once more, could not be asked about: they are put back.
         """
         outcome = outcome or {"ack": "acked", "requeue": "requeued", "fail": "failed"}[operation]
         backoff = Backoff()
         left = list(entries)
+        missed: list[Entry] = []
         refusals = 0
         while refusals < _MOST_REFUSALS:
             try:
-                left = await self._settle_once(operation, outcome, left, settle)
+                left = await self._settle_once(operation, outcome, left, settle, missed)
                 refusals += 1
             except BufferUnavailableError as error:
                 self._telemetry.faulted(operation, error)
             if not left:
-                return
+                return missed
             await self._sleep(backoff.next_ms() / 1000)
         log.warning(
             "mollifier.unsettled", extra={"fields": {"operation": operation, "run_ids": [e.run_id for e in left]}}
         )
+        return missed
 
     async def _settle_once(
         self,
@@ -179,14 +183,17 @@ class Settler:
         outcome: str,
         entries: list[Entry],
         settle: Settle,
+        missed: list[Entry],
     ) -> list[Entry]:
-        """Try once; return the entries that were refused."""
+        """Try once; return the entries that were refused, and add to `missed` those that the engine could not be asked about."""
         refused: list[Entry] = []
         for entry, reply in zip(entries, await settle(entries), strict=True):
             match reply:
                 case BufferUnavailableError():
                     self._telemetry.faulted(operation, reply)
                     refused.append(entry)
+                case EngineUnavailableError():
+                    missed.append(entry)
                 case "held":
                     self._telemetry.settled(outcome, entry.dwell_ms)
                 case "evicted":

@@ -16,6 +16,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mollifier.caps import Cap
+from mollifier.circuit import State
 from mollifier.gauges import SweepGauges
 from mollifier.model import Decision, Entry, GateInputs, Snapshot
 from mollifier.repeats import RepeatedLog
@@ -26,6 +27,7 @@ EVENTS_LOGGER = "mollifier.events"
 _events = logging.getLogger(EVENTS_LOGGER)
 _log = logging.getLogger("mollifier")
 _propagator = TraceContextTextMapPropagator()
+_STATE_VALUES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.RAMPING: 1, State.OPEN: 2}
 
 OverCapOutcome = Literal["create", "reject", "fail"]
 """A trigger's run is created directly, or the trigger is rejected, or it fails, because its engine is away as well."""
@@ -64,6 +66,15 @@ class Telemetry:
             "mollifier.sweep.repairs", description="What the sweeper put right in the buffer, by kind"
         )
         self._sweep = SweepGauges(meter)
+
+        self._breaker_changes = meter.create_counter(
+            "mollifier.breaker.changes", description="Changes of a breaker's state, by the state it came to"
+        )
+        self._breaker_states = meter.create_gauge(
+            "mollifier.breaker.state",
+            description="Whether a breaker lets everything through (0), some (1) or nothing (2)",
+        )
+        self._told_states: dict[str, State] = {}
 
     def decided(self, inputs: GateInputs, decision: Decision) -> None:
         """Count one decision of the gate."""
@@ -131,6 +142,18 @@ class Telemetry:
     def repaired(self, kind: Repair, number: int) -> None:
         """Count what the sweeper put right."""
         self._repairs.add(number, {"kind": kind})
+
+    def breaker_changed(self, breaker: str, state: State) -> None:
+        """Count and show a breaker's new state, and log it once; `breaker` is buffer, claim, accept, read or engine.
+
+        Finding out again and again that somebody is still away makes no more lines: an open breaker is told of once.
+        """
+        self._breaker_changes.add(1, {"breaker": breaker, "state": state.value})
+        self._breaker_states.set(_STATE_VALUES[state], {"breaker": breaker})
+        if state is not State.HALF_OPEN and state is not self._told_states.get(breaker, State.CLOSED):
+            self._told_states[breaker] = state
+            level = logging.WARNING if state is State.OPEN else logging.INFO
+            _log.log(level, f"mollifier.{breaker}_breaker", extra={"fields": {"state": state.value}})
 
     def flush(self) -> None:
         """Log what was only counted so far: the process stops."""

@@ -17,7 +17,8 @@ from datetime import datetime
 import msgspec
 
 from mollifier.admission import Admission, Triggered, answer
-from mollifier.claims import Claim, Claims, bindings
+from mollifier.bindings import bindings
+from mollifier.claims import Claim, Claims
 from mollifier.deadline import forget
 from mollifier.engine import Existing, KeyKind, RunEngine, TaskCatalog
 from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, NotFoundError

@@ -6,19 +6,24 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from mollifier import snapshots
+from mollifier.backoff import Backoff
+from mollifier.bindings import bindings
 from mollifier.buffer import Buffer, Claimed, ClaimOutcome, KeyClaimed
-from mollifier.claims import Claims, bindings
+from mollifier.circuit import Circuit
+from mollifier.claims import Claims
+from mollifier.deadline import Breaker
 from mollifier.engine import Existing
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.model import EntryKind, Snapshot
 from mollifier.telemetry import Telemetry
-from tests.core.support import ENV, ORG, SETTINGS, execute, lifetime_ms
+from tests.core.support import ENV, ORG, SETTINGS, execute, lifetime_ms, until
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 SOON = NOW + timedelta(days=1)
@@ -63,9 +68,17 @@ async def rest(_: float) -> None:
     await asyncio.sleep(0)
 
 
-def claims_of(buffer: Buffer, sleep: Callable[[float], Awaitable[None]] = rest) -> Claims:
+def claims_of(
+    buffer: Buffer, sleep: Callable[[float], Awaitable[None]] = rest, breaker: Breaker | None = None
+) -> Claims:
     return Claims(
-        buffer, lambda: SETTINGS, Telemetry(), engine_deadline_ms=15_000, sleep=sleep, new_token=lambda: "ours"
+        buffer,
+        lambda: SETTINGS,
+        Telemetry(),
+        engine_deadline_ms=15_000,
+        breaker=breaker,
+        sleep=sleep,
+        new_token=lambda: "ours",
     )
 
 
@@ -188,6 +201,56 @@ async def test_without_the_buffers_server_nothing_is_claimed_and_nothing_fails(
     monkeypatch.setattr(buffer, "claim_many", fail)
     taken = await claims_of(buffer).take([keyed("a"), keyed("b")])
     assert taken.existing == (None, None)
+
+
+async def test_while_the_server_is_left_alone_nothing_is_claimed_and_nothing_is_to_be_given_back(
+    buffer: Buffer,
+) -> None:
+    circuit = Circuit(Backoff(60_000), failures=1)
+    circuit.ask().failed()
+
+    taken = await claims_of(buffer, breaker=Breaker(circuit)).take([keyed("a"), keyed("b")])
+
+    assert taken.existing == (None, None)
+    assert (taken.claim.digests, taken.claim.proof) == ((), "")
+    assert await outcome(buffer, "a") == Claimed()
+
+
+async def test_what_was_claimed_is_given_back_even_when_the_server_is_left_alone_by_then(buffer: Buffer) -> None:
+    circuit = Circuit(Backoff(60_000), failures=1)
+    claims = claims_of(buffer, breaker=Breaker(circuit))
+    taken = await claims.take([keyed("a")])
+    circuit.ask().failed()
+
+    await claims.release(taken.claim)
+
+    async def is_free() -> bool:
+        return await outcome(buffer, "a") == Claimed()
+
+    await until(is_free)
+
+
+async def test_after_a_probe_alone_a_claim_is_the_gates_question_and_waits_no_longer_than_the_gate(
+    buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    circuit = Circuit(Backoff(1_000), failures=1, monotonic=lambda: now_s)
+    deadlines_ms: list[float] = []
+
+    async def noting(deadline_ms: float, operation: Awaitable[Any]) -> Any:
+        deadlines_ms.append(deadline_ms)
+        return await operation
+
+    monkeypatch.setattr("mollifier.claims.within", noting)
+    claims = claims_of(buffer, breaker=Breaker(behind=Breaker(circuit, probe=buffer.ping)))
+    circuit.ask().failed()
+    now_s = 1.0
+    circuit.ask().answered()
+
+    await claims.take([keyed("a")])
+    assert (deadlines_ms[0], circuit.on_trial) == (SETTINGS.gate_deadline_ms, False)
+    await claims.take([keyed("b")])
+    assert deadlines_ms[-1] == SETTINGS.accept_deadline_ms
 
 
 async def test_a_claim_outlives_whatever_triggers_may_take(buffer: Buffer, redis_client: Redis) -> None:

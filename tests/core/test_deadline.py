@@ -9,8 +9,10 @@ import time
 import pytest
 from redis.asyncio import Redis
 
+from mollifier.backoff import Backoff
+from mollifier.circuit import Circuit, State
 from mollifier.deadline import Breaker, within
-from mollifier.errors import BufferUnavailableError
+from mollifier.errors import BufferNotAskedError, BufferRefusedError, BufferUnavailableError
 from mollifier.keys import Keyspace
 from mollifier.model import GateInputs, Verdict
 from mollifier.scripts import Scripts
@@ -158,93 +160,163 @@ async def test_many_calls_at_once_all_get_their_answer_from_a_healthy_server(red
 class Questions:
     """Questions to somebody who answers or not, asked through a breaker with a clock that the test sets."""
 
-    def __init__(self, *, failures: int = 3) -> None:
+    def __init__(self, *, probing: bool = False, behind: Breaker | None = None) -> None:
         self.now_s = 1000.0
         self.asked = 0
-        self.answers = True
-        self._breaker = Breaker(failures=failures, open_s=1.0, monotonic=lambda: self.now_s)
+        self.probed = 0
+        self.fault: Exception | None = None
+        self.circuit = Circuit(Backoff(1_000, 4_000), failures=3, monotonic=lambda: self.now_s, jitter=lambda: 0.0)
+        self.breaker = Breaker(self.circuit, probe=self._probe if probing else None, behind=behind)
 
     async def _question(self) -> str:
         self.asked += 1
-        if not self.answers:
-            raise TimeoutError
+        if self.fault is not None:
+            raise self.fault
         return "answer"
+
+    async def _probe(self) -> None:
+        self.probed += 1
+        if self.fault is not None:
+            raise self.fault
 
     async def ask(self, times: int = 1) -> list[str]:
         """Ask so many times; tell of each what came of it."""
         outcomes: list[str] = []
         for _ in range(times):
             try:
-                outcomes.append(await self._breaker.ask(self._question))
-            except TimeoutError:
-                outcomes.append("no answer")
-            except BufferUnavailableError:
+                outcomes.append(await self.breaker.ask(self._question))
+            except BufferNotAskedError:
                 outcomes.append("not asked")
+            except (BufferUnavailableError, TimeoutError):
+                outcomes.append("no answer")
         return outcomes
+
+    async def open(self) -> Questions:
+        self.fault = TimeoutError()
+        assert await self.ask(3) == ["no answer"] * 3
+        assert self.circuit.state is State.OPEN
+        return self
+
+
+async def settled() -> None:
+    """Let a probe that was started come to its end."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 async def test_a_breaker_stops_asking_after_so_many_failures_in_a_row() -> None:
-    questions = Questions(failures=3)
-    questions.answers = False
-    assert await questions.ask(6) == ["no answer"] * 3 + ["not asked"] * 3
+    questions = await Questions().open()
+    assert await questions.ask(3) == ["not asked"] * 3
     assert questions.asked == 3
 
 
 async def test_an_answer_in_between_keeps_a_breaker_closed() -> None:
-    questions = Questions(failures=3)
-    for answers in (False, False, True, False, False, True):
-        questions.answers = answers
+    questions = Questions()
+    for fault in (TimeoutError(), TimeoutError(), None) * 3:
+        questions.fault = fault
         await questions.ask()
-    assert questions.asked == 6
+    assert questions.asked == 9
 
 
-async def test_an_open_breaker_lets_one_question_through_at_a_time() -> None:
-    questions = Questions(failures=1)
-    questions.answers = False
-    await questions.ask()
+async def test_an_error_that_the_server_answered_is_an_answer() -> None:
+    questions = Questions()
+    questions.fault = BufferRefusedError("OOM")
+    assert await questions.ask(20) == ["no answer"] * 20
+    questions.fault = BufferUnavailableError("gone")
+    assert await questions.ask(4) == ["no answer"] * 3 + ["not asked"]
+
+
+async def test_an_answer_that_is_none_counts_as_a_failure_and_is_returned() -> None:
+    questions = Questions()
+    outcomes = [await questions.breaker.ask(answer, is_answer=lambda _: False) for _ in range(3)]
+    assert outcomes == ["answer"] * 3
+    assert await questions.ask() == ["not asked"]
+
+
+async def test_without_a_probe_an_open_breaker_has_one_question_find_out() -> None:
+    questions = await Questions().open()
     questions.now_s += 1.0
     assert await questions.ask(3) == ["no answer", "not asked", "not asked"]
-    questions.now_s += 0.9
-    assert await questions.ask() == ["not asked"]
-    questions.now_s += 0.1
-    assert await questions.ask() == ["no answer"]
-
-
-async def test_an_answer_closes_an_open_breaker() -> None:
-    questions = Questions(failures=1)
-    questions.answers = False
-    await questions.ask(2)
-    questions.answers = True
+    questions.now_s += 1.0
     assert await questions.ask() == ["not asked"]
     questions.now_s += 1.0
+    questions.fault = None
     assert await questions.ask(5) == ["answer"] * 5
 
 
 async def test_while_one_question_finds_out_the_others_do_not_wait_for_it() -> None:
-    now_s = 1000.0
-    breaker = Breaker(failures=1, open_s=1.0, monotonic=lambda: now_s)
-
-    async def fail() -> str:
-        raise TimeoutError
-
-    with pytest.raises(TimeoutError):
-        await breaker.ask(fail)
-    now_s += 1.0
-    finding_out = asyncio.create_task(breaker.ask(hang))
+    questions = await Questions().open()
+    questions.now_s += 1.0
+    finding_out = asyncio.create_task(questions.breaker.ask(hang))
     await asyncio.sleep(0)
-    with pytest.raises(BufferUnavailableError):
-        await breaker.ask(answer)
+    assert await questions.ask() == ["not asked"]
+    # Cancelled, it has found out nothing: the next one does.
     finding_out.cancel()
     await asyncio.wait((finding_out,))
-    now_s += 1.0
-    assert await breaker.ask(answer) == "answer"
+    questions.fault = None
+    assert await questions.ask() == ["answer"]
+
+
+async def test_with_a_probe_no_question_finds_out() -> None:
+    questions = await Questions(probing=True).open()
+    assert await questions.ask(5) == ["not asked"] * 5
+    await settled()
+    assert questions.probed == 0
+    questions.now_s += 1.0
+    assert await questions.ask(5) == ["not asked"] * 5
+    await settled()
+    assert await questions.ask(5) == ["not asked"] * 5
+    await settled()
+    assert (questions.asked, questions.probed) == (3, 1)
+    questions.now_s += 2.0
+    questions.fault = None
+    assert await questions.ask() == ["not asked"]
+    await settled()
+    assert await questions.ask(3) == ["answer"] * 3
+    assert questions.probed == 2
+
+
+async def test_where_the_probe_is_answered_and_the_next_question_is_not_the_pause_is_a_longer_one() -> None:
+    questions = await Questions(probing=True).open()
+    questions.now_s += 1.0
+    questions.fault = None
+    await questions.ask()
+    await settled()
+    questions.fault = TimeoutError()
+    assert await questions.ask(2) == ["no answer", "not asked"]
+    assert questions.circuit.wait_s() == 2.0
+
+
+async def test_a_probe_that_hangs_ends_with_its_breaker() -> None:
+    questions = Questions()
+    questions.breaker = Breaker(questions.circuit, probe=hang)
+    await questions.open()
+    questions.now_s += 1.0
+    await questions.ask()
+    (probe,) = [task for task in asyncio.all_tasks() if task.get_name() == "mollifier-probe"]
+    questions.breaker.close()
+    await asyncio.wait((probe,))
+    assert probe.cancelled()
+
+
+async def test_a_breaker_behind_another_refuses_what_that_one_does_and_has_it_find_out() -> None:
+    front = Questions(probing=True)
+    questions = Questions(probing=True, behind=front.breaker)
+    await front.open()
+    assert await questions.ask() == ["not asked"]
+    front.now_s += 1.0
+    front.fault = None
+    assert await questions.ask() == ["not asked"]
+    await settled()
+    assert await questions.ask() == ["answer"]
+    assert (front.probed, questions.probed) == (1, 0)
 
 
 async def test_a_lagging_loop_opens_no_breaker(redis_url: str) -> None:
     async with connect(redis_url) as redis:
         evaluator = TripEvaluator(Scripts(Server(redis)), Keyspace(4), lambda: SETTINGS)
         inputs = GateInputs(org_id=ORG, env_id=ENV)
-        breaker = Breaker(failures=1, open_s=3600)
+        breaker = Breaker(Circuit(Backoff(3_600_000), failures=1))
         stop = asyncio.Event()
         blocking = asyncio.create_task(block_the_loop(0.02, stop))
         try:

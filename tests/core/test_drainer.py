@@ -457,47 +457,6 @@ async def test_a_handler_cancelled_from_inside_is_retried_and_then_failed(bench:
         assert (await failed(bench)).attempts == 3
 
 
-# --- an engine that cannot be reached ------------------------------------------------------------------------------
-
-
-async def test_an_engine_that_cannot_be_reached_is_no_attempt_of_the_entrys(bench: Bench) -> None:
-    await hold(bench.buffer, "a", "b")
-    down = 6
-
-    def answer(entry: Entry) -> Outcome:
-        nonlocal down
-        down -= 1
-        return EngineUnavailableError("down") if down >= 0 else None
-
-    handler = Handled(answer)
-    async with bench.draining(handler):
-        await until(bench.nothing_is_left)
-    assert handler.batches == [["a", "b"]] * 4
-    assert set(handler.attempts) == {0}
-    assert [await bench.state(name) for name in "ab"] == [EntryState.MATERIALISED] * 2
-
-
-async def test_draining_pauses_longer_while_the_engine_stays_away_and_starts_anew_when_it_is_back(
-    bench: Bench,
-) -> None:
-    await hold(bench.buffer, "run")
-    down = 8
-
-    def answer(entry: Entry) -> Outcome:
-        nonlocal down
-        down -= 1
-        return EngineUnavailableError("down") if down >= 0 else None
-
-    async with bench.draining(Handled(answer)):
-        await until(bench.nothing_is_left)
-        assert backoffs(bench) == [100, 200, 400, 800, 1600, 3200, 5000, 5000]
-        bench.sleep.pauses_ms.clear()
-        down = 1
-        await hold(bench.buffer, "next")
-        await until(bench.nothing_is_left)
-        assert backoffs(bench) == [100]
-
-
 def backoffs(bench: Bench) -> list[int]:
     """Return the pauses that were taken because of faults."""
     regular = {bench.settings.drain_poll_interval_ms, round(bench.settings.lease_ms / 3)}

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+from mollifier.backoff import Backoff
+from mollifier.circuit import Circuit
 from mollifier.deadline import Breaker
 from mollifier.errors import BufferUnavailableError
 from mollifier.gate import REASON, Gate
@@ -270,7 +272,7 @@ async def test_an_evaluator_that_keeps_failing_is_not_asked_for_a_while_and_ever
         flag=lambda _: True,
         evaluator=evaluator,
         recorder=recorder,
-        breaker=Breaker(failures=5, open_s=1.0, monotonic=lambda: now_s),
+        breaker=Breaker(Circuit(Backoff(1_000), failures=5, monotonic=lambda: now_s, jitter=lambda: 0.0)),
     )
     for _ in range(20):
         assert (await gate.decide(HERE)).action is PASS

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from mollifier.keys import (
+    ENGINE_AWAY,
     PARTITIONS,
     Keyspace,
     PartitionKeys,
@@ -40,7 +41,7 @@ def every_key(keys: PartitionKeys) -> list[str]:
 
 
 def test_no_two_keys_are_alike() -> None:
-    names = [PARTITIONS, *(key for keys in Keyspace(3).partitions for key in every_key(keys))]
+    names = [PARTITIONS, ENGINE_AWAY, *(key for keys in Keyspace(3).partitions for key in every_key(keys))]
     assert len(set(names)) == len(names)
 
 

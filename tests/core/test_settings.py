@@ -28,6 +28,8 @@ DOCUMENTED: dict[str, Any] = {
     "drain_concurrency": 50,
     "drain_batch_size": 50,
     "drain_max_attempts": 3,
+    "drain_retry_base_ms": 200,
+    "drain_retry_cap_ms": 30_000,
     "drain_max_reclaims": 10,
     "drain_max_orgs_per_tick": 500,
     "drain_shutdown_timeout_ms": 30_000,
@@ -164,3 +166,11 @@ def test_what_an_accept_waits_for_is_read_from_its_setting(text: str, confirmati
 def test_a_confirmation_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^MOLLIFIER_ACCEPT_CONFIRM: must be none, aof or replicas:N"):
         Settings(accept_confirm=text)
+
+
+def test_a_first_retry_that_may_wait_longer_than_any_other_is_refused() -> None:
+    assert Settings(drain_retry_base_ms=30_000).drain_retry_cap_ms == 30_000
+    with pytest.raises(
+        SettingsError, match=r"^MOLLIFIER_DRAIN_RETRY_BASE_MS: is 30001, more than MOLLIFIER_DRAIN_RETRY_CAP"
+    ):
+        Settings(drain_retry_base_ms=30_001)

@@ -21,6 +21,7 @@ from mollifier.postgres.engine import PostgresRunEngine, utc_now
 from mollifier.postgres.migrate import migrate_async
 from mollifier.server import connect
 from mollifier.settings import Settings
+from mollifier.telemetry import Telemetry
 from tests.core.support import until
 
 ENVIRONMENT = Environment(
@@ -33,7 +34,7 @@ STRANGER = Environment(id="env_b", name="prod", project_id="proj_a", org_id="org
 class House:
     """The parts of one application, and short names for what tests do with them. A test may put another `clock` in its place."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, telemetry: Telemetry | None = None) -> None:
         self.settings = settings
         self.database = database
         self.clock: Callable[[], datetime] = utc_now
@@ -42,6 +43,7 @@ class House:
             lambda: self.settings,
             engine=self.engine,
             tasks=PostgresTaskCatalog(database),
+            telemetry=telemetry,
             clock=self._now,
         )
         self.runs = self.mollifier.runs

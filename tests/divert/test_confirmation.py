@@ -70,6 +70,14 @@ async def test_an_unconfirmed_trigger_is_created_directly_and_its_entry_makes_no
     assert said(caplog, "mollifier.buffered") == said(caplog, "mollifier.drained") == [run_id]
 
 
+async def test_where_nothing_is_confirmed_triggers_soon_do_without_the_buffer(house: House) -> None:
+    made = [await house.trigger() for _ in range(8)]
+
+    held = await house.buffer.get_entries(ENVIRONMENT.org_id, made)
+    assert [entry is not None for entry in held] == [True] * 5 + [False] * 3
+    assert None not in [await house.created(run_id) for run_id in made]
+
+
 async def test_a_change_of_the_run_meanwhile_is_not_undone_by_its_entry(house: House) -> None:
     run_id = await house.trigger()
     await house.runs.cancel(ENVIRONMENT, run_id)

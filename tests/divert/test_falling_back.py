@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from mollifier.buffer import Buffer
 from mollifier.embedded import Stack
 from mollifier.engine import Creation
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
@@ -173,7 +174,7 @@ async def test_a_reset_that_loses_the_buffer_half_way_frees_the_key_of_the_held_
         raise BufferUnavailableError("gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(holding.buffer, "patch", fail)
+        broken.setattr(Buffer, "patch", fail)
         with pytest.raises(BufferUnavailableError):
             await holding.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
 

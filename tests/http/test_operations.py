@@ -50,6 +50,20 @@ async def test_entries_that_nobody_drains_degrade_it(
         assert (await api.client.get("/readyz")).json()["drainer"] == "degraded"
 
 
+async def test_a_worker_that_cannot_create_runs_degrades_it_until_it_can(
+    start: Start, redis_url: str, redis_client: Redis, database: Database
+) -> None:
+    buffer = Buffer(Server(redis_client), Settings)
+    await appear_as_worker(database)
+    async with start(redis_url=redis_url, enabled=True) as api:
+        await buffer.tell_engine_away(60_000)
+        away = await api.client.get("/readyz")
+        await buffer.tell_engine_back()
+        back = await api.client.get("/readyz")
+    assert (away.status_code, away.json()["status"], away.json()["drainer"]) == (200, "degraded", "degraded")
+    assert back.json()["drainer"] == "ok"
+
+
 async def appear_as_worker(database: Database) -> None:
     async with database.statement() as connection:
         await connection.execute(text("INSERT INTO procrastinate_workers DEFAULT VALUES"))

@@ -61,6 +61,46 @@ async def test_a_database_that_does_not_exist_is_unavailable(database_url: str) 
             await database.ping()
 
 
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("53100", "disk full"),
+        ("53200", "out of memory"),
+        ("53300", "too many connections"),
+        ("57014", "statement timeout"),
+        ("57P01", "administrator's shutdown"),
+        ("57P03", "cannot connect now"),
+        ("55P03", "lock timeout"),
+        ("58030", "input or output error"),
+        ("40001", "serialization failure"),
+        ("40P01", "deadlock"),
+        ("25006", "read-only transaction"),
+        ("25P03", "idle in transaction"),
+        ("42501", "no privilege"),
+        ("0A000", "cached plan"),
+    ],
+)
+async def test_what_is_the_databases_fault_is_an_engine_that_is_unavailable(
+    database_url: str, code: str, name: str
+) -> None:
+    async with Database(database_url) as database:
+        with pytest.raises(EngineUnavailableError, match=name):
+            await raise_there(database, code, name)
+
+
+@pytest.mark.parametrize("code", ["23502", "23514", "XX000", "P0001"])
+async def test_what_may_be_the_rows_fault_is_not(database_url: str, code: str) -> None:
+    async with Database(database_url) as database:
+        with pytest.raises(exc.DBAPIError, match="a row's"):
+            await raise_there(database, code, "a row's")
+
+
+async def raise_there(database: Database, code: str, message: str) -> None:
+    """Have the server raise this error."""
+    quoted = message.replace("'", "''")
+    await transact(database, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}', MESSAGE = '{quoted}'; END $$")
+
+
 async def test_a_statement_beyond_the_deadline_is_unavailable_and_harms_no_later_one(database_url: str) -> None:
     async with Database(database_url, pool_size=1, deadline_s=0.3) as database:
         with pytest.raises(EngineUnavailableError) as raised:

@@ -38,7 +38,7 @@ from mollifier.buffer.settling import Settling
 from mollifier.buffer.storing import Storing
 from mollifier.buffer.taking import Taking
 from mollifier.errors import SettingsError
-from mollifier.keys import PARTITIONS
+from mollifier.keys import ENGINE_AWAY, PARTITIONS
 from mollifier.settings import variable
 
 __all__ = [
@@ -83,6 +83,18 @@ class Buffer(Storing, Taking, Settling, Mending, Reporting, Reading, Letters):
         if recorded is not None and int(recorded) != wanted:
             detail = f"is {wanted}, but this buffer was made with {int(recorded)}; entries would be out of reach. Set it back"
             raise SettingsError(variable("partitions"), detail)
+
+    async def tell_engine_away(self, lifetime_ms: int) -> None:
+        """Have others know, for so long, that a drainer finds the run engine away or failing."""
+        await self._server.run("SET", ENGINE_AWAY, 1, "PX", lifetime_ms)
+
+    async def tell_engine_back(self) -> None:
+        """Have others know it no more."""
+        await self._server.run("DEL", ENGINE_AWAY)
+
+    async def is_engine_away(self) -> bool:
+        """Return whether some drainer has found the run engine away or failing of late."""
+        return bool(await self._server.run("EXISTS", ENGINE_AWAY))
 
     async def ping(self) -> None:
         """Return when the server answers."""

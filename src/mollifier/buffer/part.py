@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from redis.exceptions import RedisError
 
 from mollifier.confirmation import ConfirmedScripts
-from mollifier.errors import BufferUnavailableError
+from mollifier.errors import BufferRefusedError, BufferUnavailableError
 from mollifier.keys import Keyspace, is_request_digest
 from mollifier.scripts import Scripts
 from mollifier.server import Server
@@ -44,7 +44,7 @@ def one(results: list[T | BufferUnavailableError]) -> T:
 def members_of(reply: Any) -> list[Any]:
     """Return what a sorted set was read to hold. Raises BufferUnavailableError where the server refused to read it."""
     if isinstance(reply, RedisError):
-        raise BufferUnavailableError(f"ZRANGE: {reply}")
+        raise BufferRefusedError(f"ZRANGE: {reply}")
     return reply
 
 

@@ -48,11 +48,12 @@ async def healthz() -> Health:
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
     """Ask the database and the buffer's server. 503 when the database does not answer; a missing buffer only degrades.
 
-    The drainer is `down` when no worker is alive, and `degraded` when entries wait too long.
+    The drainer is `down` when no worker is alive, and `degraded` when entries wait too long, or a worker finds that runs cannot be
+    created and takes no entries until they can.
     """
     services = services_of(request)
-    workers, buffer = await asyncio.gather(_workers(services), _buffer(services))
-    ready = _readiness(services, workers, buffer)
+    workers, buffer, away = await asyncio.gather(_workers(services), _buffer(services), _engine_away(services))
+    ready = _readiness(services, workers, buffer, engine_away=away)
     return json_response(ready, 503 if ready.status == "down" else 200)
 
 
@@ -69,21 +70,21 @@ async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-def _readiness(services: Services, workers: int | None, counts: Counts | State) -> Readiness:
-    """Judge what was found: how many workers are alive, None without an answer, and what the buffer holds."""
+def _readiness(services: Services, workers: int | None, counts: Counts | State, *, engine_away: bool) -> Readiness:
+    """Judge what was found: how many workers are alive, None without an answer, what the buffer holds, what workers told there."""
     database: State = "down" if workers is None else "ok"
     buffer: State = "ok" if isinstance(counts, Counts) else counts
-    drainer = _drainer(services, workers, counts)
+    drainer = _drainer(services, workers, counts, engine_away=engine_away)
     status: State = "down" if database == "down" else "ok" if {buffer, drainer} <= {"ok", "off"} else "degraded"
     return Readiness(status=status, database=database, buffer=buffer, drainer=drainer)
 
 
-def _drainer(services: Services, workers: int | None, counts: Counts | State) -> State:
+def _drainer(services: Services, workers: int | None, counts: Counts | State, *, engine_away: bool) -> State:
     if not services.settings.drains:
         return "off"
     if workers == 0:
         return "down"
-    if workers is None or counts == "degraded":
+    if workers is None or counts == "degraded" or engine_away:
         return "degraded"
     stalled = isinstance(counts, Counts) and counts.oldest_ms is not None and counts.oldest_ms > STALLED_MS
     return "degraded" if stalled else "ok"
@@ -99,6 +100,14 @@ async def _buffer(services: Services) -> Counts | State:
         return "off"
     buffer = services.mollifier.buffer
     return "degraded" if buffer is None else await _answer(buffer.counts()) or "degraded"
+
+
+async def _engine_away(services: Services) -> bool:
+    """Return whether a worker's breaker in front of the engine is open; False where nobody can tell."""
+    buffer = services.mollifier.buffer
+    if buffer is None or not services.settings.enabled:
+        return False
+    return await _answer(buffer.is_engine_away()) or False
 
 
 async def _answer(question: Awaitable[T]) -> T | None:

@@ -23,12 +23,14 @@ STATEMENT_TIMEOUT_MS = 30_000
 DEADLINE_S = 15.0
 POOL_SIZE = 16
 
-# The server is there and says that it cannot serve now: shutting down, starting, full, read-only after a failover.
+# Beside the driver's operational errors, such as a full disk, a lock or a statement that took too long, a deadlock, a shutdown: the server
+# is there and says, whatever the rows are, that it will not now. It is read-only after a failover, has ended a transaction that idled,
+# does not let this user in, or has had its tables changed under a prepared statement.
 _REFUSALS = (
     pg.ReadOnlySqlTransaction,
-    pg.InsufficientResources,
-    pg.OperatorIntervention,
-    pg.ObjectNotInPrerequisiteState,
+    pg.IdleInTransactionSessionTimeout,
+    pg.InsufficientPrivilege,
+    pg.FeatureNotSupported,
 )
 
 

@@ -34,7 +34,7 @@ class Told(Telemetry):
     def decided(self, inputs: GateInputs, decision: Decision) -> None:
         self._on_decided(current_call.get(), inputs, decision)
 
-    def failed_open(self, part: str, error: BaseException) -> None:
+    def failed_open(self, part: str, error: BaseException, triggers: int = 1) -> None:
         call = current_call.get()
         if call is not None:
             call.buffer_faults[part] += 1

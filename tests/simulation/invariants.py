@@ -23,6 +23,7 @@ from mollifier.buffer import Ready
 from mollifier.engine import Created
 from mollifier.errors import BufferUnavailableError, InvalidRequestError, MollifierError
 from mollifier.flags import ORG_FLAG
+from mollifier.keys import is_request_digest
 from mollifier.model import Action, Decision, GateInputs, Run, RunError, RunStatus, Snapshot, TriggerRequest
 from mollifier.settings import Settings
 from tests.model.records import Records
@@ -537,7 +538,10 @@ class OneClaimantAtATime(Sentence):
 
 
 class ABindingIsWorthItsRun(Sentence):
-    """A key that is bound belongs to a run that is held: settling the entry frees it, in the same step."""
+    """A key that is bound belongs to a run that is held: settling the entry frees it, in the same step.
+
+    The request key of a dead letter is not freed, and goes on answering with its run.
+    """
 
     steps = ("accept", "ack", "fail", "reclaim", "patch", "release", "claim")
 
@@ -547,7 +551,8 @@ class ABindingIsWorthItsRun(Sentence):
                 continue
             run_id = holder[4:].decode()
             fields = self.facts.fields(run_id) or {}
-            if fields.get("state") not in (b"QUEUED", b"DRAINING"):
+            is_letters = fields.get("state") == b"FAILED" and is_request_digest(_tail(key))
+            if fields.get("state") not in (b"QUEUED", b"DRAINING") and not is_letters:
                 yield f"{_tail(key)} is bound to {run_id}, which is {fields.get('state', b'nowhere').decode()}"
             elif _tail(key) not in fields.get("bindings", b"").decode().split(","):
                 yield f"{_tail(key)} is bound to {run_id}, which does not name it"
@@ -702,8 +707,7 @@ class TheGateDecidesByItsTable(Sentence):
         settings = self.facts.plan.settings
         if self.facts.plan.has("the flag flips"):
             return
-        own: Any = inputs.org_flags
-        is_enrolled = bool(self.facts.plan.global_flag if own is None or isinstance(own, str) else own[ORG_FLAG])
+        is_enrolled = _is_enrolled(self.facts, inputs.org_flags)
         if decision.enrolled != is_enrolled:
             yield f"{inputs.org_id} is enrolled: {is_enrolled}, and was decided as {decision.enrolled}"
         if decision.action is Action.MOLLIFY and not is_enrolled:
@@ -749,7 +753,9 @@ class TriggersDoNotFailOfTheBuffer(Sentence):
                 if not (has_parent and of_buffer) and (of_buffer or not (call.engine_faults or waited)):
                     yield f"a trigger failed of the buffer: {call.answer!r}"
                 bypasses = any(map(_cannot_wait, call.requests))
-                diverts = plan.settings.divert and plan.settings.enabled and not plan.changes
+                # Of an organization whose flag is off nothing is ever held.
+                is_enrolled = _is_enrolled(self.facts, call.environment.org_flags) and not plan.has("the flag flips")
+                diverts = plan.settings.divert and plan.settings.enabled and not plan.changes and is_enrolled
                 if diverts and not (bypasses or waited or has_parent or call.buffer_faults):
                     yield f"a trigger failed with the buffer's server there: {call.answer!r}"
             case "refused" if not self._is_right(call, payloads):
@@ -913,7 +919,8 @@ class WhatIsHeldIsDrained(Sentence):
             if ":entry:" in key and fields["state"] in (b"QUEUED", b"DRAINING"):
                 yield f"{key} is still {fields['state'].decode()}"
         for key, holder in store.strings.items():
-            if ":idempotency:" in key and not holder.startswith(b"claim:"):
+            is_bound = ":idempotency:" in key and not holder.startswith(b"claim:")
+            if is_bound and not is_request_digest(_tail(key)):
                 yield f"{key} is still bound: {holder.decode()}"
             elif ":idempotency:" in key and key not in store.ends_ms:
                 yield f"{key} is claimed for ever"
@@ -957,6 +964,11 @@ def _may_be_freed(facts: Facts, key: tuple[str, str, str]) -> bool:
 def _is_left_behind(facts: Facts, run_id: str) -> bool:
     """Return whether the run may be overlooked: where nothing is diverted any more, a buffer that is away is taken to hold nothing."""
     return facts.plan.changes and facts.fields(run_id) is not None
+
+
+def _is_enrolled(facts: Facts, own: Any) -> bool:
+    """Return whether an organization with these flags of its own is enrolled, while the global one stays as it is."""
+    return bool(facts.plan.global_flag if own is None or isinstance(own, str) else own[ORG_FLAG])
 
 
 def _cannot_wait(request: TriggerRequest) -> bool:

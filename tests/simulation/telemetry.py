@@ -37,7 +37,7 @@ class Told(Telemetry):
     def failed_open(self, part: str, error: BaseException, triggers: int = 1) -> None:
         call = current_call.get()
         if call is not None:
-            call.buffer_faults[part] += 1
+            call.buffer_faults[part] += triggers
 
     def faulted(self, operation: str, error: BaseException) -> None:
         self._on_fault(self._process, operation, error)

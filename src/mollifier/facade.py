@@ -69,6 +69,7 @@ class Mollifier:
         self.telemetry = telemetry or Telemetry()
         self._monotonic = monotonic
         self._jitter = jitter
+        self._new_token = new_token
         self._own_redis = connect(current.redis_url) if redis is None and current.redis_url else None
         client = redis or self._own_redis
         server = Server(client) if client is not None else None
@@ -99,7 +100,7 @@ class Mollifier:
         )
         self.runs = Runs(engine, self._bounded(server), self.settings, clock)
         self._materialiser = Materialiser(engine, self.telemetry, clock)
-        self._claims = self._claims_of(engine, new_token)
+        self._claims = self._claims_of(engine)
         self.triggers = TriggerService(
             admission=Admission(
                 settings=self.settings,
@@ -126,7 +127,7 @@ class Mollifier:
         bounded = BoundedServer(server, self._breakers.reads, lambda: read_deadline_ms(self.settings()))
         return Buffer(bounded, self.settings)
 
-    def _claims_of(self, engine: RunEngine, new_token: Callable[[], str]) -> Claims | None:
+    def _claims_of(self, engine: RunEngine) -> Claims | None:
         if self.buffer is None:
             return None
         return Claims(
@@ -135,7 +136,7 @@ class Mollifier:
             self.telemetry,
             engine_deadline_ms=engine.deadline_ms,
             breaker=self._breakers.claims,
-            new_token=new_token,
+            new_token=self._new_token,
         )
 
     def drainer(self, handler: Handler | None = None) -> Drainer:
@@ -160,7 +161,7 @@ class Mollifier:
         """Return a sweeper of this buffer, to run beside a drainer. Raises ValueError when no buffer is configured."""
         if self.buffer is None:
             raise ValueError(f"nothing to sweep: set {variable('redis_url')}")
-        return Sweeper(self.buffer, self.settings, self.telemetry)
+        return Sweeper(self.buffer, self.settings, self.telemetry, monotonic=self._monotonic, new_token=self._new_token)
 
     def drain_handler(self) -> Handler:
         """Return what a drainer does with entries."""

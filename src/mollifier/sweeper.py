@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 
+from mollifier import ids
 from mollifier.backoff import Backoff
 from mollifier.buffer import Buffer
 from mollifier.election import CLAIM_MS, Election
@@ -45,7 +45,7 @@ class Sweeper:
         stalled_ms: int = STALLED_MS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         monotonic: Callable[[], float] = time.monotonic,
-        new_token: Callable[[], str] = lambda: secrets.token_hex(8),
+        new_token: Callable[[], str] = ids.token,
     ) -> None:
         self._buffer = buffer
         self._settings = settings

@@ -27,11 +27,12 @@ class Store:
         self.ends_ms: dict[str, int] = {}
         self.on_publish: Callable[[str], None] = _nobody_listens
         self._commands: Mapping[str, Callable[..., Any]] = {
-            "EXISTS": self.exists,
+            "EXISTS": lambda *keys: sum(map(self.exists, keys)),
             "GET": self.strings.get,
             "HGET": self._hget,
             "HGETALL": self._hgetall,
             "HMGET": self._hmget,
+            "HRANDFIELD": self._hrandfield,
             "HSTRLEN": self._hstrlen,
             "PING": lambda: True,
             "SET": self._set,
@@ -120,6 +121,12 @@ class Store:
 
     def _hmget(self, key: str, *fields: str) -> Any:
         return [self._hget(key, field) for field in fields]
+
+    def _hrandfield(self, key: str, number: int, _with_values: str) -> Any:
+        """Any fields will do: the first ones."""
+        return [
+            part for name, value in list(self.hashes.get(key, {}).items())[:number] for part in (name.encode(), value)
+        ]
 
     def _zcard(self, key: str) -> int:
         return len(self.sets.get(key, {}))

@@ -13,6 +13,7 @@ from mollifier.errors import (
     ConflictError,
     EngineUnavailableError,
     InvalidRequestError,
+    OverCapError,
 )
 from mollifier.facade import Mollifier
 from mollifier.model import Environment, MetadataOperation, Run, RunFilter, TriggerRequest
@@ -76,7 +77,7 @@ class Callers:
         history.note(call.began_s, "asks", call)
         try:
             outcome, answer = "answered", await process.serve(call, ask.patience_s, _WAY_S, _operation(call))
-        except (InvalidRequestError, ConflictError) as error:
+        except (InvalidRequestError, ConflictError, OverCapError) as error:
             outcome, answer = "refused", error
         except (EngineUnavailableError, BufferUnavailableError) as error:
             outcome, answer = "unavailable", error

@@ -43,6 +43,7 @@ class Call:
     engine_faults: int = 0
     engine_s: float = 0.0
     buffer_faults: Counter[str] = field(default_factory=Counter[str])
+    over_caps: int = 0
     was_stopped: bool = False
 
     @property

@@ -21,7 +21,7 @@ import msgspec
 from mollifier import held
 from mollifier.buffer import Ready
 from mollifier.engine import Created
-from mollifier.errors import BufferUnavailableError, InvalidRequestError, MollifierError
+from mollifier.errors import BufferUnavailableError, InvalidRequestError, MollifierError, OverCapError
 from mollifier.flags import ORG_FLAG
 from mollifier.keys import is_request_digest
 from mollifier.model import Action, Decision, GateInputs, Run, RunError, RunStatus, Snapshot, TriggerRequest
@@ -619,6 +619,47 @@ class HeldRunsHaveTheirPlaceInLists(Sentence):
                 yield f"{run_id} has been settled and still stands in lists as held"
 
 
+class NoCapIsExceeded(Sentence):
+    """Caps on held entries and bytes per environment and per organization are exact; a rejected trigger has left nothing anywhere."""
+
+    steps = ("accept",)
+
+    def after_step(self, step: Step) -> Complaints:
+        if step.reply[0] != b"accepted" or step.args["kind"] != "held":
+            return
+        keys, settings = self.facts.keys(step.args["org_id"]), self.facts.plan.settings
+        sums = self.facts.store.hashes.get(keys.usage, {})
+        caps = {
+            f"entries:env:{step.args['env_id']}": settings.held_env_max_entries,
+            f"entries:org:{step.args['org_id']}": settings.held_org_max_entries,
+        }
+        for name, most in caps.items():
+            if int(sums.get(name, b"0")) > most:
+                yield f"{name} are {sums[name].decode()}, at most {most} may be held"
+
+    def after_answer(self, call: Call) -> Complaints:
+        if not isinstance(call.answer, OverCapError):
+            return
+        if self.facts.plan.settings.held_over_cap != "reject":
+            yield "a trigger was rejected for a cap, where such are created"
+        for run_id in call.made:
+            if run_id in self.facts.rows or run_id in self.facts.entries:
+                yield f"{run_id} was rejected, and is there"
+
+
+class NothingIsRepairedThatIsWhole(Sentence):
+    """Scripts move an entry and everything that names it in one step, so its parts cannot come apart on a server that keeps what it is given.
+
+    Of copies that expire the index may name the last for a while.
+    """
+
+    def repaired(self, process: str, kind: str) -> Complaints:
+        """Yield what is wrong with a repair by a sweeper."""
+        has_copies = any(known.kind == "audit" for known in self.facts.entries.values())
+        if not (has_copies and kind in ("empty", "dropped")):
+            yield f"{process} found something to repair: {kind}"
+
+
 # --- the gate ------------------------------------------------------------------------------------------------------
 
 
@@ -733,7 +774,9 @@ class SwitchedOffNobodyIsAsked(Sentence):
 
     def after_step(self, step: Step) -> Complaints:
         plan = self.facts.plan
-        if not plan.settings.enabled and not plan.changes and step.what != "patch":
+        # A worker that is told to drain does so, and sweeps, until nothing is left.
+        is_asked = step.what != "patch" and step.by.startswith("api")
+        if not plan.settings.enabled and not plan.changes and is_asked:
             yield f"{step.by} asked the buffer's server for {step.what}"
 
 
@@ -756,7 +799,7 @@ class TriggersDoNotFailOfTheBuffer(Sentence):
                 # Of an organization whose flag is off nothing is ever held.
                 is_enrolled = _is_enrolled(self.facts, call.environment.org_flags) and not plan.has("the flag flips")
                 diverts = plan.settings.divert and plan.settings.enabled and not plan.changes and is_enrolled
-                if diverts and not (bypasses or waited or has_parent or call.buffer_faults):
+                if diverts and not (bypasses or waited or has_parent or call.buffer_faults or call.over_caps):
                     yield f"a trigger failed with the buffer's server there: {call.answer!r}"
             case "refused" if not self._is_right(call, payloads):
                 yield f"a trigger was refused: {call.answer!r}"
@@ -772,6 +815,8 @@ class TriggersDoNotFailOfTheBuffer(Sentence):
             and (one.parent_run_id in self.facts.spoilt or _is_left_behind(self.facts, one.parent_run_id))
             for one in call.requests
         )
+        if isinstance(call.answer, OverCapError):
+            return True
         return isinstance(call.answer, InvalidRequestError) and (POISON in payloads or unread)
 
 
@@ -788,6 +833,9 @@ class TriggersAreAnsweredInTime(Sentence):
             return
         settings = self.facts.plan.settings
         accept_ms = settings.accept_deadline_ms
+        if settings.held_over_cap == "reject" and len(call.requests) > 1:
+            # Whether all of them fit is asked before.
+            accept_ms += settings.accept_deadline_ms
         if settings.confirmation.is_asked:
             accept_ms += settings.accept_confirm_timeout_ms
         most_s = (settings.gate_deadline_ms + accept_ms) / 1000 + call.engine_s + self._WAYS_S

@@ -6,7 +6,7 @@ makes it rare, is missing in other seeds (Groce and others, "Swarm Testing").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from random import Random
 from typing import Any, Literal, get_args
@@ -35,6 +35,8 @@ FaultKind = Literal[
     "the flag flips",
 ]
 FAULTS: Sequence[FaultKind] = get_args(FaultKind)
+_NO_CAPS: Mapping[str, Any] = {}
+_CAPS: Mapping[str, Any] = {"held_env_max_entries": 2, "held_org_max_entries": 3, "held_max_entries": 4}
 CALM = Weather(latency_s=(0.0001, 0.0004))
 
 
@@ -84,6 +86,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[Fault, ...]
     unconfirmed: float
     executes: float
+    sweeps: bool
     ends_s: float
 
     @property
@@ -123,6 +126,7 @@ def plan_of(seed: int) -> Plan:
         faults=faults,
         unconfirmed=chance.choice([0.0, 0.5]),
         executes=chance.choice([0.0, 0.3, 1.0]),
+        sweeps=chance.random() < 0.3,
         ends_s=ends_s,
     )
 
@@ -163,6 +167,9 @@ def _settings(chance: Random) -> Settings:
         drain_max_attempts=chance.choice([1, 2, 3]),
         drain_max_reclaims=chance.choice([1, 10, 10]),
         drain_poll_interval_ms=chance.choice([100, 200, 400]),
+        sweep_interval_s=1,
+        **chance.choice([_NO_CAPS, _NO_CAPS, _NO_CAPS, _CAPS]),
+        held_over_cap=chance.choice(["create", "reject"]),
     )
 
 

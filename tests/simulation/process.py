@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from mollifier.drainer import Drainer
 from mollifier.facade import Mollifier
 from mollifier.settings import Settings
+from mollifier.sweeper import Sweeper
 from tests.core.engines import AnyTask
 from tests.simulation.engine import SimulatedEngine
 from tests.simulation.history import Call as Request
@@ -60,6 +61,7 @@ class Process:
         self._context.run(owner.set, self)
         self.mollifier: Mollifier = self._context.run(make, self)
         self.drainer: Drainer | None = None
+        self._sweeper: Sweeper | None = None
 
     def clock(self) -> datetime:
         """Return what this process takes for the moment."""
@@ -70,16 +72,21 @@ class Process:
 
     # --- living ----------------------------------------------------------------------------------------------------
 
-    def drain(self) -> None:
-        """Start the drainer."""
+    def drain(self, *, sweeps: bool) -> None:
+        """Start the drainer, and the sweeper if it sweeps."""
         self.drainer = self.mollifier.drainer()
         self._context.copy().run(self.drainer.start)
+        if sweeps:
+            self._sweeper = self.mollifier.sweeper()
+            self._context.copy().run(self._sweeper.start)
 
     def end(self, within_ms: int) -> asyncio.Task[Any] | None:
         """Stop draining, with some time for what is at hand; return what ends when that is done."""
         drainer = self.drainer
         if drainer is None or not drainer.running or self.frozen:
             return None
+        if self._sweeper is not None:
+            self._loop.create_task(self._sweeper.stop(), context=self._context.copy())
         return self._loop.create_task(drainer.stop(within_ms), context=self._context.copy())
 
     def kill(self) -> None:

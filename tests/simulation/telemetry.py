@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import INVALID_SPAN, NoOpTracerProvider, Span
 
+from mollifier.caps import Cap
 from mollifier.model import Decision, Entry, GateInputs, Snapshot
 from mollifier.repeats import RepeatedLog
-from mollifier.telemetry import Telemetry
+from mollifier.sweeps import Repair
+from mollifier.telemetry import OverCapOutcome, Telemetry
 from tests.simulation.history import Call, current_call
 
 Decided = Callable[[Call | None, GateInputs, Decision], None]
 Faulted = Callable[[str, str, BaseException], None]
+Repaired = Callable[[str, str], None]
 
 _METERS = NoOpMeterProvider()
 _TRACERS = NoOpTracerProvider()
@@ -25,11 +28,12 @@ _TRACERS = NoOpTracerProvider()
 class Told(Telemetry):
     """The telemetry of one process."""
 
-    def __init__(self, process: str, *, on_decided: Decided, on_fault: Faulted) -> None:
+    def __init__(self, process: str, *, on_decided: Decided, on_fault: Faulted, on_repair: Repaired) -> None:
         super().__init__(_METERS, _TRACERS, _Silent())
         self._process = process
         self._on_decided = on_decided
         self._on_fault = on_fault
+        self._on_repair = on_repair
 
     def decided(self, inputs: GateInputs, decision: Decision) -> None:
         self._on_decided(current_call.get(), inputs, decision)
@@ -41,6 +45,14 @@ class Told(Telemetry):
 
     def faulted(self, operation: str, error: BaseException) -> None:
         self._on_fault(self._process, operation, error)
+
+    def over_cap(self, snapshots: Sequence[Snapshot], cap: Cap, outcome: OverCapOutcome) -> None:
+        call = current_call.get()
+        if call is not None:
+            call.over_caps += 1
+
+    def repaired(self, kind: Repair, number: int) -> None:
+        self._on_repair(self._process, kind)
 
     def would_mollify(self, snapshot: Snapshot, payload: bytes) -> None:
         """Not heard."""

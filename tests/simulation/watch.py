@@ -16,6 +16,7 @@ from tests.simulation.invariants import (
     ADrainerIsBounded,
     ADrainerStopsInTime,
     NothingDiesOfAFault,
+    NothingIsRepairedThatIsWhole,
     OrganizationsTakeTurns,
     Sentence,
     TheGateDecidesByItsTable,
@@ -54,6 +55,7 @@ class Watch:
         self._bounded = self._the(ADrainerIsBounded)
         self._table = self._the(TheGateDecidesByItsTable)
         self._faults = self._the(NothingDiesOfAFault)
+        self._sweeper = self._the(NothingIsRepairedThatIsWhole)
         self._stopping = self._the(ADrainerStopsInTime)
 
     def _the(self, kind: type[Any]) -> Any:
@@ -88,6 +90,9 @@ class Watch:
 
     def faulted(self, process: str, operation: str, error: BaseException) -> None:
         self._hold(self._faults, self._faults.faulted(process, operation, error))
+
+    def repaired(self, process: str, kind: str) -> None:
+        self._hold(self._sweeper, self._sweeper.repaired(process, kind))
 
     def ended(self, process: Process, ending: asyncio.Task[Any]) -> None:
         self._hold(self._stopping, self._stopping.ended(process.name, is_done=ending.done()))

@@ -117,7 +117,7 @@ class World:
 
         def make(process: Process) -> Mollifier:
             engine = SimulatedEngine(self.engine, name, process.clock, self.history, plan.engine_deadline_ms)
-            told = Told(name, on_decided=self._decided, on_fault=self._faulted)
+            told = Told(name, on_decided=self._decided, on_fault=self._faulted, on_repair=self._repaired)
             client = Client(self.buffer, name)
             return made_of(
                 self._facade, process, client=client, engine=engine, told=told, global_flags=lambda: self._global_flags
@@ -134,7 +134,7 @@ class World:
         )
         self._everybody.append(process)
         if kind == "worker":
-            process.drain()
+            process.drain(sweeps=plan.sweeps)
             self.watch.planning(process)
         return process
 
@@ -171,6 +171,10 @@ class World:
     def _faulted(self, process: str, operation: str, error: BaseException) -> None:
         self.history.note(self.loop.time(), f"fault at {process}: {operation}", error)
         self.watch.faulted(process, operation, error)
+
+    def _repaired(self, process: str, kind: str) -> None:
+        self.history.note(self.loop.time(), f"repair by {process}:", kind)
+        self.watch.repaired(process, kind)
 
     def answered(self, call: Call) -> None:
         """Take note of what a caller was told."""

@@ -77,7 +77,7 @@ async def test_a_request_that_is_sent_again_while_its_run_is_held_gets_that_run(
     ],
 )
 async def test_which_key_answered_is_told_also_when_the_buffer_says_so_only_at_the_accept(
-    holding: House, monkeypatch: pytest.MonkeyPatch, again: dict[str, str], cached: bool
+    holding: House, monkeypatch: pytest.MonkeyPatch, again: dict[str, Any], cached: bool
 ) -> None:
     run_id = await holding.trigger(request_key="r", idempotency_key="k")
 

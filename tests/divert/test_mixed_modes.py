@@ -101,7 +101,7 @@ async def test_an_audit_copy_of_a_run_that_is_held_changes_nothing(holding: Hous
 
 @pytest.mark.parametrize(("keys", "cached"), [({"idempotency_key": "k"}, True), ({"request_key": "r"}, False)])
 async def test_a_key_of_a_held_run_answers_where_nothing_is_diverted_any_more(
-    holding: House, keys: dict[str, str], cached: bool
+    holding: House, keys: dict[str, Any], cached: bool
 ) -> None:
     run_id = await holding.trigger(**keys)
     diverting(holding, is_on=False)
@@ -135,7 +135,7 @@ async def test_concurrent_triggers_of_replicas_that_divert_and_replicas_that_do_
     assert sum(not one.result.is_cached for one in answers) == 5
     await holding.drain()
     runs = (await holding.runs.list(ENVIRONMENT, RunFilter(page_size=100))).runs
-    assert {run.id for run in runs} == set.union(*by_key)
+    assert {run.id for run in runs} == {run_id for ids in by_key for run_id in ids}
     assert {run.status for run in runs} == {RunStatus.QUEUED}
 
 

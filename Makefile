@@ -28,7 +28,7 @@ dev: $(STAMP) ## start everything for development and keep it running; prints th
 	@$(BIN)/mollifier dev $(ARGS)
 
 test: $(STAMP) ## run the tests, with a few seconds of fuzzing
-	@MOLLIFIER_FUZZ_SECONDS="$${MOLLIFIER_FUZZ_SECONDS:-5}" $(BIN)/pytest -n 2 -m 'not sdk' $(ARGS)
+	@MOLLIFIER_FUZZ_SECONDS="$${MOLLIFIER_FUZZ_SECONDS:-5}" $(BIN)/pytest -n 2 -m 'not crash and not sdk' $(ARGS)
 
 test-sdk: $(STAMP) ## run the official SDK from npm against a Mollifier in divert mode; needs Node.js
 	@$(BIN)/pytest -m sdk -v -rs -s $(ARGS) tests/sdk
@@ -50,6 +50,9 @@ model: $(STAMP) ## hold the buffer against its model for MOLLIFIER_MODEL_STEPS (
 
 simulate: $(STAMP) ## play MOLLIFIER_SIM_SEEDS (10,000) simulated worlds, from MOLLIFIER_SIM_SEED if given, on all cores
 	@$(BIN)/python -m tests.simulation $(ARGS)
+
+crash: $(STAMP) ## kill processes at every single step that they take, from MOLLIFIER_CRASH_SEED if given; about five minutes
+	@$(BIN)/pytest -n 2 -m crash -s $(ARGS) tests/crash
 
 bench: $(STAMP) ## measure: runs what is in benchmarks/
 	@$(BIN)/python -m benchmarks $(ARGS)

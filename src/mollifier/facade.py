@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from mollifier import ids
+from mollifier import faults, ids
 from mollifier.admission import Admission
 from mollifier.batches import Batches
 from mollifier.bounded import BoundedServer
@@ -70,6 +70,7 @@ class Mollifier:
         self._monotonic = monotonic
         self._jitter = jitter
         self._new_token = new_token
+        engine = faults.watched(engine)
         self._own_redis = connect(current.redis_url) if redis is None and current.redis_url else None
         client = redis or self._own_redis
         server = Server(client) if client is not None else None

@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from redis.exceptions import NoScriptError, RedisError
 
+from mollifier import faults
 from mollifier.errors import BufferRefusedError, BufferUnavailableError
 from mollifier.model import EntryKind, Verdict
 from mollifier.server import Command, Server
@@ -97,7 +98,9 @@ def load(name: str) -> Script:
     body = (folder / f"{name}.lua").read_text("utf-8")
     parts = [(folder / "lib" / f"{lib}.lua").read_text("utf-8") for lib in _INCLUDE.findall(body)]
     source = "\n".join([*parts, body])
-    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    script = Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    faults.name_script(name, script.sha, script.source)
+    return script
 
 
 class Scripts:

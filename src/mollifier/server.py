@@ -17,6 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from mollifier import faults
 from mollifier.errors import BufferRefusedError, BufferUnavailableError
 
 Command = tuple[str | bytes | int | float, ...]
@@ -66,12 +67,15 @@ class Server:
         """
         if not commands:
             return []
+        faults.reached("before", commands)
         loop = asyncio.get_running_loop()
         question = _Question(commands, loop.create_future())
         self._unsent.append(question)
         if self._sending is None:
             self._sending = loop.call_soon(self._send)
-        return await question.replies
+        replies = await question.replies
+        faults.reached("after", commands)
+        return replies
 
     def _send(self) -> None:
         """Send what has come up since the last turn of the loop."""

@@ -7,15 +7,17 @@ import random
 import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import exc, text
 
 from mollifier.embedded import Stack
 from mollifier.errors import EngineUnavailableError, SettingsError
-from mollifier.postgres.database import Database, conninfo
+from mollifier.play.proxy import HANG, HOST, Proxy
+from mollifier.postgres.database import DEADLINE_S, Database, conninfo
 from mollifier.postgres.engine import PostgresRunEngine
-from tests.postgres.support import ENV, Outage, create, execute, rows, snapshot
+from tests.postgres.support import ENV, Outage, create, execute, rows, snapshot, until
 
 SECRET = "hunter2"
 
@@ -52,6 +54,23 @@ async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None
 async def test_a_server_that_never_answers_is_unavailable(silent_server: str) -> None:
     async with Database(silent_server, deadline_s=0.2) as database:
         with pytest.raises(EngineUnavailableError):
+            await database.ping()
+
+
+async def test_a_server_that_falls_silent_is_not_waited_for_while_it_is_asked_to_stop(
+    stack: Stack, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client library asks the server to stop what is given up, and would wait 5 s for its answer and 5 s more for the statement's."""
+    name = urlsplit(database_url).path
+    async with Proxy(stack.sockets / ".s.PGSQL.5432") as proxy:
+        url = f"postgresql://mollifier@{HOST}:{proxy.port}{name}"
+        async with Database(url, deadline_s=0.2) as database:
+            await database.ping()
+            proxy.misbehave(requests=HANG, replies=HANG)
+            with pytest.raises(EngineUnavailableError):
+                await database.ping()
+            assert "query cancellation interrupted" in caplog.text
+            proxy.behave()
             await database.ping()
 
 
@@ -187,6 +206,29 @@ async def test_cancelled_calls_cross_no_replies(database_url: str) -> None:
             for number, answer in enumerate(answers):
                 assert isinstance(answer, asyncio.CancelledError) or answer == turn * 10 + number
         assert await asyncio.gather(*(ask(number) for number in range(20))) == list(range(20))
+
+
+async def test_the_server_ends_a_transaction_whose_process_says_no_more(database_url: str, database: Database) -> None:
+    """What stopped in the middle holds locks that others wait for."""
+    (default,) = await rows(database, "SHOW idle_in_transaction_session_timeout")
+    assert default["idle_in_transaction_session_timeout"] == f"{DEADLINE_S:g}s"
+    idle = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+
+    async def is_over() -> bool:
+        return not await rows(database, idle)
+
+    options = "&options=-c%20idle_in_transaction_session_timeout%3D100"
+    async with Database(database_url + options) as impatient:
+
+        async def stop_within_a_transaction() -> None:
+            async with impatient.transaction() as connection:
+                await connection.execute(text("SELECT 1"))
+                await until(is_over)
+                await connection.execute(text("SELECT 1"))
+
+        with pytest.raises(EngineUnavailableError):
+            await stop_within_a_transaction()
+        await impatient.ping()
 
 
 async def test_an_error_does_not_repeat_the_row_that_was_refused(database: Database) -> None:

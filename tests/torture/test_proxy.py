@@ -100,6 +100,23 @@ async def test_a_reply_is_cut_after_as_many_bytes_as_were_chosen(
     assert await client.ask(b"0123456789") == b"0123456789"[:after_bytes]
 
 
+async def test_where_it_cuts_once_the_next_connection_fares_well(proxy: Proxy, client: Client) -> None:
+    proxy.misbehave(requests=Fate(after_bytes=3, once=True))
+    assert await client.ask(b"0123456789") in (b"", b"012")
+    next_client = Client(*await asyncio.open_connection(HOST, proxy.port))
+    assert await next_client.ask(b"0123456789") == b"0123456789"
+    assert proxy.cuts == 1
+    next_client.writer.close()
+
+
+async def test_it_counts_what_has_passed_since_its_fates_changed(proxy: Proxy, client: Client) -> None:
+    await client.ask(b"before")
+    proxy.behave()
+    await client.ask(b"01234")
+    await client.ask(b"56")
+    assert proxy.passed_bytes == {"requests": 7, "replies": 7}
+
+
 async def test_half_a_request_is_all_that_arrives_of_it(proxy: Proxy, echo: Echo, client: Client) -> None:
     proxy.misbehave(requests=Fate(after_bytes=4, end="cut"))
     client.writer.write(b"0123456789")

@@ -23,13 +23,14 @@ class Fate(msgspec.Struct, frozen=True, kw_only=True):
 
     Of each connection `after_bytes` more are passed on, counted from when this became its fate (None: all of them). What comes then
     has the `end`: the connection is cut, or the bytes are lost, or they wait until the fate changes. A connection that has lost some is
-    cut when the fate changes, for a stream has no holes.
+    cut when the fate changes, for a stream has no holes. `once`: the first connection to be cut is the last, then the proxy behaves.
     """
 
     delay_s: float = 0.0
     piece_bytes: int = _PIECE_BYTES
     after_bytes: int | None = None
     end: Literal["cut", "lose", "wait"] = "cut"
+    once: bool = False
 
 
 FAIR = Fate()
@@ -38,7 +39,10 @@ LOSE = Fate(after_bytes=0, end="lose")
 
 
 class Proxy:
-    """Passes connections on to a Unix socket. `port` is where it listens; `refusing` has it turn new connections away."""
+    """Passes connections on to a Unix socket. `port` is where it listens; `refusing` has it turn new connections away.
+
+    `passed_bytes` counts, by direction, what was passed on since the fates last changed; `cuts` the connections that were cut by their fate.
+    """
 
     def __init__(self, upstream: Path) -> None:
         self._upstream = upstream
@@ -47,6 +51,8 @@ class Proxy:
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self.refusing = False
+        self.cuts = 0
+        self.passed_bytes: dict[Direction, int] = {"requests": 0, "replies": 0}
 
     @property
     def port(self) -> int:
@@ -72,6 +78,7 @@ class Proxy:
     def misbehave(self, *, requests: Fate = FAIR, replies: Fate = FAIR) -> None:
         """Give both directions these fates, from the next byte on."""
         self._fates = {"requests": requests, "replies": replies}
+        self.passed_bytes = {"requests": 0, "replies": 0}
         for link in tuple(self._links):
             if link.has_lost_bytes:
                 link.cut()
@@ -158,6 +165,9 @@ class _Link:
                     if room <= 0:
                         match fate.end:
                             case "cut":
+                                self._proxy.cuts += 1
+                                if fate.once:
+                                    self._proxy.behave()
                                 return
                             case "lose":
                                 self.has_lost_bytes, data = True, b""
@@ -169,4 +179,5 @@ class _Link:
                     writer.write(piece)
                     await writer.drain()
                     passed_bytes += len(piece)
+                    self._proxy.passed_bytes[direction] += len(piece)
                     data = rest

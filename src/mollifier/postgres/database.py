@@ -21,6 +21,10 @@ from mollifier.settings import variable
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 30_000
 DEADLINE_S = 15.0
+STOP_S = 1.0
+"""What is given up is stopped on the server within so long, or its connection is closed."""
+IDLE_IN_TRANSACTION_MS = 15_000
+"""No use of ours is at rest in a transaction for so long: its process has stopped, or its machine is gone, and others wait for its locks."""
 POOL_SIZE = 16
 
 # Beside the driver's operational errors, such as a full disk, a lock or a statement that took too long, a deadlock, a shutdown: the server
@@ -38,8 +42,8 @@ class Database:
     """A pool of connections to one database.
 
     Every failure to reach it comes out of `statement` and `transaction` as EngineUnavailableError, `unsent` where there was no
-    connection to be had, text or numbers that it cannot hold as InvalidRequestError; other exceptions pass through. `deadline_s` bounds each use, so that a server which
-    hangs is one that cannot be reached.
+    connection to be had, text or numbers that it cannot hold as InvalidRequestError; other exceptions pass through. `deadline_s` bounds each use (see
+    `bounded`), so that a server which hangs is one that cannot be reached.
     """
 
     def __init__(self, database_url: str, *, pool_size: int = POOL_SIZE, deadline_s: float = DEADLINE_S) -> None:
@@ -87,11 +91,21 @@ class Database:
         await self.close()
 
     @asynccontextmanager
+    async def bounded(self) -> AsyncGenerator[None]:
+        """Give up what is done in the block at the deadline; raise TimeoutError then, `STOP_S` later at most.
+
+        The client answers a cancellation by asking the server to stop the statement, and waits for that: from a server that hangs, for 10 s. A
+        second cancellation ends the wait and the connection.
+        """
+        async with asyncio.timeout(self.deadline_s + STOP_S), asyncio.timeout(self.deadline_s):
+            yield
+
+    @asynccontextmanager
     async def _lend(self, source: Callable[[], Any]) -> AsyncGenerator[AsyncConnection]:
         is_lent = False
         try:
             with translated():
-                async with asyncio.timeout(self.deadline_s), source() as connection:
+                async with self.bounded(), source() as connection:
                     is_lent = True
                     yield connection
         except EngineUnavailableError as error:
@@ -111,7 +125,10 @@ def conninfo(database_url: str) -> str:
         # libpq quotes what it cannot read, and that may be the password.
         told = re.sub(r'"[^"]*"', "a part of it", _first_line(error))
         raise SettingsError(variable("database_url"), f"is no database URL: {told}") from None
-    options = f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS} {given.get('options') or ''}".strip()
+    timeouts = (
+        f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}"
+    )
+    options = f"-c timezone=UTC {timeouts} {given.get('options') or ''}".strip()
     ours = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "mollifier", "tcp_user_timeout": 10_000}
     return make_conninfo("", **{**ours, **given, "options": options})
 

@@ -32,7 +32,7 @@ from mollifier.patches import Cancel, Patch
 from mollifier.postgres import batches
 from mollifier.postgres.carrying import carried
 from mollifier.postgres.creation import create_rows
-from mollifier.postgres.database import Database, translated
+from mollifier.postgres.database import STOP_S, Database, translated
 from mollifier.postgres.holders import find_holders, standing
 from mollifier.postgres.listing import page_of, page_query
 from mollifier.postgres.rows import CHILDREN, progress_of, row_of, run_of
@@ -87,8 +87,8 @@ class PostgresRunEngine:
 
     @property
     def deadline_ms(self) -> int:
-        """The database's deadline: each call uses it once, or repeats within it."""
-        return int(self._database.deadline_s * 1000)
+        """The database's deadline, and what giving up takes: each call uses it once, or repeats within it."""
+        return int((self._database.deadline_s + STOP_S) * 1000)
 
     async def create_runs(self, snapshots: Sequence[Snapshot]) -> Sequence[CreateOutcome]:
         """Create the runs; a single one without a race costs one round trip.
@@ -119,7 +119,8 @@ class PostgresRunEngine:
                 return await create_rows(connection, rows, now)
 
         with translated():
-            async with asyncio.timeout(self._database.deadline_s):
+            # Each attempt has the deadline, and all of them together no more: the last may have less time to be given up.
+            async with asyncio.timeout(self._database.deadline_s + STOP_S):
                 return await _outlasting_lockouts(attempt)
 
     async def carry_over(self, env_id: str, run_id: str, changes: Sequence[Patch]) -> Run | None:

@@ -117,6 +117,11 @@ class Facts:
         entry = self.entry(run_id)
         return None if entry is None or run_id in self.spoilt else held.run_of(entry, now)
 
+    def came_back_too_often(self, run_id: str) -> bool:
+        """Return whether so many holders of the entry have died that it is to be given up."""
+        reclaims = int((self.fields(run_id) or {}).get("reclaims", b"0"))
+        return reclaims > self.plan.settings.drain_max_reclaims
+
     def is_moving(self, run_id: str) -> bool:
         """True while a change that was made during an outage of the engine may be read in one place and not in the other."""
         known = self.entries.get(run_id)

@@ -460,7 +460,7 @@ class OnlyFailuresAreAttempts(Sentence):
 
     def after_step(self, step: Step) -> Complaints:
         run_id = step.runs[0]
-        if step.reply != b"held" or run_id in self.facts.spoilt:
+        if step.reply != b"held" or run_id in self.facts.spoilt or self.facts.came_back_too_often(run_id):
             return
         attempts = int((self.facts.fields(run_id) or {}).get("attempts", b"0"))
         failures = self.facts.history.failures[run_id]
@@ -469,7 +469,10 @@ class OnlyFailuresAreAttempts(Sentence):
 
 
 class NothingIsGivenUpEarly(Sentence):
-    """A retryable error requeues until `max_attempts`, then the terminal path; a non-retryable one goes there at once."""
+    """A retryable error requeues until `max_attempts`, then the terminal path; a non-retryable one goes there at once.
+
+    So does an entry that has come back too often from holders that died.
+    """
 
     steps = ("fail", "create_held_runs")
 
@@ -487,6 +490,7 @@ class NothingIsGivenUpEarly(Sentence):
         for run_id in given_up:
             request = self.facts.requests[run_id]
             is_hopeless = run_id in self.facts.spoilt or request.payload == POISON
+            is_hopeless |= self.facts.came_back_too_often(run_id)
             failures = self.facts.history.failures[run_id]
             if not is_hopeless and failures < self.facts.plan.settings.drain_max_attempts:
                 yield f"{run_id} was given up after {failures} failures"

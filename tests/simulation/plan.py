@@ -34,18 +34,24 @@ FaultKind = Literal[
     "settings change",
     "the flag flips",
 ]
+FaultOf = Literal["api", "worker", "pop"]
 FAULTS: Sequence[FaultKind] = get_args(FaultKind)
+_PROCESSES: Sequence[FaultKind] = ("process dies", "process stops", "process ends")
 _NO_CAPS: Mapping[str, Any] = {}
 _CAPS: Mapping[str, Any] = {"held_env_max_entries": 2, "held_org_max_entries": 3, "held_max_entries": 4}
 CALM = Weather(latency_s=(0.0001, 0.0004))
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that goes wrong: at a moment, or right after the step of that number, to the process that made it; for a while."""
+    """Something that goes wrong: at a moment; or right after the `at_step`-th step `of` a kind, to the process that made it; for a while.
+
+    The kinds are those of any API, those of any worker, and pops that took something.
+    """
 
     kind: FaultKind
     at_s: float = 0.0
     at_step: int | None = None
+    of: FaultOf = "worker"
     lasts_s: float = 0.0
     target: int = 0
 
@@ -105,8 +111,8 @@ def plan_of(seed: int) -> Plan:
     tenants = _tenants(chance)
     settings = _settings(chance)
     ends_s = chance.uniform(0.6, 2.5)
-    apis, workers = chance.choice([1, 2, 2]), chance.choice([1, 1, 2])
-    faults = _faults(chance, ends_s)
+    apis, workers = chance.choice([1, 2, 2]), chance.choice([1, 2])
+    faults = _faults(chance, settings.lease_ms / 1000, ends_s)
     rough = chance.random() < 0.5
     return Plan(
         seed=seed,
@@ -119,9 +125,9 @@ def plan_of(seed: int) -> Plan:
         skews_us=tuple(chance.choice([0, chance.randint(-40_000, 40_000)]) for _ in range(apis + workers)),
         shuffles=chance.random() < 0.5,
         buffer_weather=_weather(chance, (0.0001, 0.0005), rough=rough),
-        engine_weather=_weather(chance, (0.0005, 0.008), rough=rough),
+        engine_weather=_weather(chance, chance.choice([(0.0005, 0.004), (0.002, 0.02), (0.01, 0.08)]), rough=rough),
         patience_s=chance.choice([0.3, 1.0, 5.0]),
-        engine_deadline_ms=chance.choice([200, 500, 1000]),
+        engine_deadline_ms=chance.choice([300, 600, 1000]),
         asks=_asks(chance, settings, len(tenants), apis, ends_s),
         faults=faults,
         unconfirmed=chance.choice([0.0, 0.5]),
@@ -153,7 +159,7 @@ def _settings(chance: Random) -> Settings:
         divert=mode < 0.82,
         redis_url="unix:///simulated",
         partitions=chance.choice([1, 2, 3]),
-        lease_ms=chance.choice([200, 400, 1000]),
+        lease_ms=chance.choice([100, 200, 200, 500]),
         ack_grace_ttl_s=1,
         entry_ttl_s=chance.choice([1, 5]),
         trip_window_ms=chance.choice([20, 50, 200]),
@@ -313,19 +319,23 @@ class _Traits:
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-def _faults(chance: Random, ends_s: float) -> tuple[Fault, ...]:
-    kinds = chance.sample(FAULTS, k=chance.randint(0, 4))
+def _faults(chance: Random, lease_s: float, ends_s: float) -> tuple[Fault, ...]:
+    pool: list[FaultKind] = [*FAULTS, *_PROCESSES]
+    kinds = chance.sample(pool, k=chance.randint(0, 4))
     if not kinds:
         return ()
-    return tuple(_fault(chance, chance.choice(kinds), ends_s) for _ in range(chance.randint(1, 5)))
+    return tuple(_fault(chance, chance.choice(kinds), lease_s, ends_s) for _ in range(chance.randint(1, 5)))
 
 
-def _fault(chance: Random, kind: FaultKind, ends_s: float) -> Fault:
-    follows = kind in ("process dies", "process stops", "process ends") and chance.random() < 0.6
+def _fault(chance: Random, kind: FaultKind, lease_s: float, ends_s: float) -> Fault:
+    follows = kind in _PROCESSES and chance.random() < 0.8
+    of: FaultOf = chance.choice(get_args(FaultOf))
     return Fault(
         kind=kind,
         at_s=chance.uniform(0, ends_s),
-        at_step=chance.randint(1, 120) if follows else None,
-        lasts_s=chance.choice([0.01, 0.1, 0.3, 0.8]),
+        at_step=chance.randint(1, 5 if of == "pop" else 25) if follows else None,
+        of=of,
+        # Longer than a lease, too: what its holder had in its hands may be another's by then.
+        lasts_s=chance.choice([0.01, 0.2, lease_s * chance.uniform(1, 2), lease_s * 2.5]),
         target=chance.randrange(4),
     )

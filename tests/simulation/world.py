@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -62,7 +63,8 @@ class World:
         self._processes: list[Process] = []
         self._everybody: list[Process] = []
         self._callers = Callers(self)
-        self._by_step = {fault.at_step: fault for fault in plan.faults if fault.at_step is not None}
+        self._by_step = {(fault.of, fault.at_step): fault for fault in plan.faults if fault.at_step is not None}
+        self._made = Counter[str]()
 
     # --- playing ---------------------------------------------------------------------------------------------------
 
@@ -159,10 +161,12 @@ class World:
         step.number = history.steps
         history.note(self.loop.time(), f"{step.number:>4}", step)
         self.watch.step(step)
-        fault = self._by_step.pop(step.number, None)
-        if fault is not None:
+        kinds = [step.by.rstrip(".0123456789"), *(["pop"] if step.what == "pop" and step.runs else [])]
+        for kind in kinds:
+            self._made[kind] += 1
+            fault: Fault | None = self._by_step.pop((kind, self._made[kind]), None)  # pyright: ignore[reportArgumentType] - one of them
             place = next((i for i, process in enumerate(self._processes) if process.name == step.by), None)
-            if place is not None:
+            if fault is not None and place is not None:
                 self._befall(fault, place)
 
     def _decided(self, call: Call | None, inputs: GateInputs, decision: Decision) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from mollifier import dead_letters
 from mollifier.errors import (
     BufferUnavailableError,
     ConflictError,
@@ -45,8 +46,11 @@ class Callers:
         world = self._world
         await asyncio.sleep(ask.at_s)
         known = self._known.get(world.plan.tenants[ask.tenant].id)
+        if ask.kind == "replay" and known:
+            # Whoever replays has looked which are dead.
+            known = [run_id for run_id in known if world.watch.facts.is_dead(run_id)] or known
         picked = known[int(ask.pick * len(known))] if known else ""
-        is_about_one = ask.kind in ("tag", "count", "cancel", "move", "read")
+        is_about_one = ask.kind in ("tag", "count", "cancel", "move", "read", "replay")
         if is_about_one and not picked:
             return
         requests = ask.requests
@@ -121,8 +125,19 @@ def _operation(call: Call) -> Operation:
             return lambda mollifier: mollifier.runs.reset_idempotency_key(environment, "task", call.value)
         case "read":
             return lambda mollifier: mollifier.runs.get(environment, run_id)
+        case "replay":
+            return lambda mollifier: _replay(mollifier, run_id)
         case "list":
             return lambda mollifier: _walk(mollifier, environment, call.value)
+
+
+async def _replay(mollifier: Mollifier, run_id: str) -> str:
+    """Put a dead letter back into its queue; say what came of it."""
+    assert mollifier.buffer is not None
+    (outcome,) = await dead_letters.replay_many(mollifier.buffer, [run_id])
+    if isinstance(outcome, BufferUnavailableError):
+        raise outcome
+    return type(outcome).__name__
 
 
 async def _walk(mollifier: Mollifier, environment: Environment, page_size: int) -> list[Run]:

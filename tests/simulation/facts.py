@@ -117,6 +117,10 @@ class Facts:
         entry = self.entry(run_id)
         return None if entry is None or run_id in self.spoilt else held.run_of(entry, now)
 
+    def is_dead(self, run_id: str) -> bool:
+        """Return whether the run is a dead letter."""
+        return (self.fields(run_id) or {}).get("state") == b"FAILED"
+
     def came_back_too_often(self, run_id: str) -> bool:
         """Return whether so many holders of the entry have died that it is to be given up."""
         reclaims = int((self.fields(run_id) or {}).get("reclaims", b"0"))
@@ -214,6 +218,11 @@ class Facts:
     def _reclaim(self, step: Step) -> None:
         if step.reply in (b"held", b"failed"):
             self._let_go(step.runs[0])
+
+    def _revive(self, step: Step) -> None:
+        if step.reply == b"revived":
+            self._let_go(step.runs[0])
+            self.entries[step.runs[0]].not_before_ms = 0
 
     def _fail(self, step: Step) -> None:
         if step.reply == b"held":

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mollifier.model import Environment, Run, TriggerRequest, TriggerResult
 
-Kind = Literal["trigger", "tag", "count", "cancel", "move", "reset", "read", "list"]
+Kind = Literal["trigger", "tag", "count", "cancel", "move", "reset", "read", "list", "replay"]
 Outcome = Literal["answered", "refused", "unavailable", "broken"]
 """`refused`: a 4xx. `unavailable`: a 503. `broken`: no answer, or a 500; what it did, if anything, is unknown."""
 

@@ -288,7 +288,7 @@ class AnEntryIsWhereItsStateSays(Sentence):
     No operation ever writes a partial entry.
     """
 
-    steps = ("accept", "pop", "ack", "requeue", "reclaim", "fail", "patch", "extend")
+    steps = ("accept", "pop", "ack", "requeue", "reclaim", "fail", "patch", "extend", "revive")
     _FIELDS: ClassVar[tuple[str, ...]] = ("state", "kind", "env", "org", "seq", "accepted_ms", "payload")
 
     def after_step(self, step: Step) -> Complaints:
@@ -376,7 +376,7 @@ class NothingIsHandedOverBeforeItsTime(Sentence):
 class TheReadyIndexNamesWhatIsDue(Sentence):
     """The ready index is ordered by earliest due time: every environment with something queued or waiting is in it, in time."""
 
-    steps = ("accept", "pop", "peek", "requeue", "reclaim", "ack", "fail")
+    steps = ("accept", "pop", "peek", "requeue", "reclaim", "ack", "fail", "revive")
 
     def after_step(self, step: Step) -> Complaints:
         for environment in self.facts.plan.tenants:
@@ -568,7 +568,7 @@ class ABindingIsWorthItsRun(Sentence):
 class TheSumsAreThoseOfTheRecords(Sentence):
     """Every held entry has a record of whose it is and what it takes, and the sums of the records are kept beside them."""
 
-    steps = ("accept", "ack", "fail", "requeue", "pop", "patch", "reclaim")
+    steps = ("accept", "ack", "fail", "requeue", "pop", "patch", "reclaim", "revive")
 
     def after_step(self, step: Step) -> Complaints:
         if step.args.get("org_id") == "":
@@ -605,7 +605,7 @@ class TheSumsAreThoseOfTheRecords(Sentence):
 class HeldRunsHaveTheirPlaceInLists(Sentence):
     """Lists order by (createdAt, id) in both stores: a held run stands in its environment's index from its accept to its end."""
 
-    steps = ("accept", "ack", "fail", "requeue", "pop", "patch", "reclaim")
+    steps = ("accept", "ack", "fail", "requeue", "pop", "patch", "reclaim", "revive")
 
     def after_step(self, step: Step) -> Complaints:
         for run_id in step.runs:
@@ -876,7 +876,7 @@ class WhatWasAnsweredShows(Sentence):
             return
         is_moving, known = self.facts.is_moving(run_id), self.facts.entries.get(run_id)
         run = self.facts.run(run_id, self.facts.now)
-        if run is None or (run.error is not None and run.error.name == "SystemFailure"):
+        if run is None:
             return
         tags = changes.tags - set(run.snapshot.tags)
         if tags and not is_moving:
@@ -918,7 +918,7 @@ class AnAcceptedRunIsAlwaysRead(Sentence):
         elif (
             call.run_id
             and call.answer is None
-            and not self._is_dead(call)
+            and call.run_id not in self.facts.spoilt
             and not _is_left_behind(self.facts, call.run_id)
         ):
             yield f"{call.run_id} was accepted and is not there to {call.kind}"
@@ -926,10 +926,6 @@ class AnAcceptedRunIsAlwaysRead(Sentence):
             taken = self.facts.snapshots[call.run_id]
             if call.answer.snapshot.payload != taken.payload:
                 yield f"{call.run_id} reads with another payload than it was accepted with"
-
-    def _is_dead(self, call: Call) -> bool:
-        fields = self.facts.fields(call.run_id) or {}
-        return call.run_id in self.facts.spoilt or (call.kind != "read" and fields.get("state") == b"FAILED")
 
     def _listed(self, call: Call, runs: Sequence[Run]) -> Complaints:
         listed = {run.id for run in runs}
@@ -1004,7 +1000,7 @@ def _may_be_freed(facts: Facts, key: tuple[str, str, str]) -> bool:
             continue
         row: Any = facts.rows.get(run_id)
         has_failed = row is not None and row["status"] in (RunStatus.SYSTEM_FAILURE.value, RunStatus.FAILED.value)
-        is_dead = (facts.fields(run_id) or {}).get("state") == b"FAILED"
+        is_dead = facts.is_dead(run_id)
         has_expired = request.ttl is not None or request.idempotency_lifetime is not None
         if is_dead or run_id in facts.spoilt or has_failed or (kind == "idempotency" and has_expired):
             return True

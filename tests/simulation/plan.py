@@ -239,7 +239,7 @@ class _Traits:
         self._batches = chance.choice([0.0, 0.0, 0.3])
         self._parents = chance.choice([0.0, 0.0, 0.5])
         self._kinds: list[Kind] = chance.sample(
-            ["tag", "count", "cancel", "move", "reset", "read", "list"], k=chance.randint(2, 7)
+            ["tag", "count", "cancel", "move", "reset", "read", "list", "replay"], k=chance.randint(2, 8)
         )
         self._numbers = 0
 

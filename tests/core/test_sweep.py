@@ -290,8 +290,10 @@ async def test_a_dead_letter_that_is_lost_is_listed_again(
 ) -> None:
     await hold(buffer, "run", kind=HELD)
     assert await buffer.fail(await take(buffer), "error") == "held"
+    listed = await state_of(redis_client)
     await execute(redis_client, "DEL", keys.failed)
     report = await sweep(buffer)
+    assert await state_of(redis_client) == listed
     assert (found(report), report.dead_letters) == ({"mismatches": {"unplaced": 1}, "repaired": {"listed": 1}}, 1)
     entry = await buffer.get_entry(ORG, "run")
     assert entry is not None

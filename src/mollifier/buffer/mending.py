@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from mollifier import scripts
 from mollifier.buffer.outcomes import Ready
 from mollifier.buffer.part import Part
-from mollifier.entries import Owner, parse_owner
+from mollifier.entries import owner_of, parse_owner
 from mollifier.errors import BufferUnavailableError
 from mollifier.inspection import listed
 from mollifier.keys import PartitionKeys
@@ -91,7 +91,7 @@ class Mending(Part):
         )
         environments, idle = await self._indexed(keys, [org_id.decode() for org_id in listed(organizations)])
         for run_id, record in _pairs(drawn):
-            owner = _owner(record)
+            owner = parse_owner(record)
             if owner is not None:
                 environments.setdefault(Ready(owner.org_id, owner.env_id), []).append(run_id.decode())
         sums = _sums(usage)
@@ -175,14 +175,12 @@ class Mending(Part):
             (env_id, run_id.decode()) for env_id, head in zip(env_ids, heads, strict=True) for run_id in listed(head)
         ]
         records = await self._server.run_many([("HGET", keys.owners, run_id) for _, run_id in runs])
-        fields = await self._server.run_many([("HMGET", keys.entry(run_id), "env", "org") for _, run_id in runs])
+        fields = await self._server.run_many([("HMGET", keys.entry(run_id), "org", "env") for _, run_id in runs])
         owners: dict[str, str | None] = dict.fromkeys(env_ids)
         for (env_id, _), record, found in zip(runs, records, fields, strict=True):
-            owner = _owner(record)
+            owner = owner_of(record, *((None, None) if isinstance(found, RedisError) else found))
             if owner is not None and owner.env_id == env_id:
                 owners[env_id] = owners[env_id] or owner.org_id
-            elif not isinstance(found, RedisError) and found[0] == env_id.encode() and found[1] is not None:
-                owners[env_id] = owners[env_id] or found[1].decode()
         return owners
 
     def _repair(self, org_id: str, env_id: str) -> scripts.Call[tuple[IndexVerdict, IndexVerdict]]:
@@ -217,13 +215,6 @@ class Mending(Part):
             stalled_ms=stalled_ms,
             runs=[text for run in look.runs for text in run],
         )
-
-
-def _owner(record: Any) -> Owner | None:
-    try:
-        return parse_owner(record)
-    except ValueError:
-        return None
 
 
 def _pairs(reply: Any) -> list[tuple[bytes, bytes]]:

@@ -342,40 +342,36 @@ class BufferMachine(RuleBasedStateMachine):
 
     # --- mending ---------------------------------------------------------------------------------------------------
 
-    @operation(ready=any_environment)
-    def repair(self, ready: Ready) -> None:
-        self.twins.both(lambda buffer: buffer.repair_many([ready]))
-
     @operation(
-        3,
         ready=any_environment,
         picks=st.lists(st.tuples(any_pick, st.booleans()), min_size=1, max_size=3),
         age_ms=st.sampled_from([0, 20]),
         needs=has_accepted,
     )
-    def restore(self, ready: Ready, picks: list[tuple[int, bool]], age_ms: int) -> None:
+    def mend(self, ready: Ready, picks: list[tuple[int, bool]], age_ms: int) -> None:
         """Look at any runs: of that environment, of others, and settled ones."""
         runs = dict.fromkeys((picked(list(self.owners), pick) for pick, _ in picks), "")
         waiting = list(self.twins.model.store.sets.get(self.twins.keyspace.of(ready.org_id).waiting(ready.env_id), {}))
         runs.update((member.partition(":")[2], member) for member in waiting[: sum(has for _, has in picks)])
         self._restore(ready, list(runs.items()), age_ms)
+        self._repair(ready)
 
     def _restore(self, ready: Ready, runs: list[tuple[str, str]], age_ms: int) -> None:
         look = Look(self.twins.keyspace.of(ready.org_id), ready, runs)
         self.twins.both(lambda buffer: buffer.restore_many([look], stalled_ms=age_ms))
 
-    @operation(token=any_token.filter(bool), lifetime_ms=st.sampled_from([20, 3_000]), stale=st.integers(0, 2))
-    def sweep_in_turn(self, token: str, lifetime_ms: int, stale: int) -> None:
+    def _repair(self, ready: Ready) -> None:
+        self.twins.both(lambda buffer: buffer.repair_many([ready]))
+
+    @operation(token=any_token, other=any_token, lifetime_ms=st.sampled_from([20, 3_000]), stale=st.integers(0, 2))
+    def sweep_in_turn(self, token: str, other: str, lifetime_ms: int, stale: int) -> None:
         report = SweepReport(at_ms=self._now_ms, stale=stale, orphans={"queue": stale} if stale else {})
         is_elected = self.twins.both(lambda buffer: buffer.claim_sweep(token, lifetime_ms))
+        self.twins.both(lambda buffer: buffer.record_sweep(other, SweepReport(at_ms=1)))
         assert self.twins.both(lambda buffer: buffer.record_sweep(token, report)) == is_elected
         last = self.twins.both(lambda buffer: buffer.last_sweep())
         assert not is_elected or last == report
-
-    @operation(token=any_token)
-    def report_without_a_claim_perhaps(self, token: str) -> None:
-        self.twins.both(lambda buffer: buffer.record_sweep(token, SweepReport(at_ms=1)))
-        self.twins.both(lambda buffer: buffer.release_sweep(token))
+        self.twins.both(lambda buffer: buffer.release_sweep(other))
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -462,7 +458,7 @@ class BufferMachine(RuleBasedStateMachine):
         run_id = picked(list(self.owners), pick)
         self.twins.drop(self.twins.keyspace.of(self.owners[run_id].org_id).entry(run_id))
 
-    @operation(3, pick=any_pick, member=any_pick)
+    @operation(pick=any_pick, member=any_pick)
     def lose_from_an_index(self, pick: int, member: int) -> None:
         """Have an index forget a run, an environment or an organization; held, and the hashes of records, forget none."""
         sets = self.twins.model.store.sets
@@ -503,7 +499,7 @@ class BufferMachine(RuleBasedStateMachine):
         for run_id, ready in self.owners.items():
             self._restore(ready, [(run_id, "")], 0)
         for ready in ENVIRONMENTS:
-            self.repair(ready)
+            self._repair(ready)
         self.twins.turn(self.twins.now_us + 10_000_000)
         while self.twins.both(lambda buffer: buffer.reclaim_expired()).returned:
             pass
@@ -515,10 +511,13 @@ class BufferMachine(RuleBasedStateMachine):
         assert [run_id for run_id, ready in self.owners.items() if self._is_stuck(run_id, ready)] == []
 
     def _is_stuck(self, run_id: str, ready: Ready) -> bool:
-        """Tell whether an entry that reads as one, and never expires, is on its way still."""
-        store, key = self.twins.model.store, self.twins.keyspace.of(ready.org_id).entry(run_id)
+        """Tell whether an entry that reads as one, and never expires, is on its way still, and nobody is told of it."""
+        store, keys = self.twins.model.store, self.twins.keyspace.of(ready.org_id)
+        key = keys.entry(run_id)
         reads = self.twins.model.model.reads_as_entry(key, ready.env_id, ready.org_id)
-        return reads and key not in store.ends_ms and store.hashes[key].get("state") in (b"QUEUED", b"DRAINING")
+        is_listed = run_id in store.sets.get(keys.failed, {})
+        is_on_its_way = reads and store.hashes[key].get("state") in (b"QUEUED", b"DRAINING")
+        return is_on_its_way and key not in store.ends_ms and not is_listed
 
     def _take(self, ready: Ready) -> Entry | None:
         return self.twins.both(lambda buffer: buffer.pop(ready.org_id, ready.env_id))

@@ -7,7 +7,8 @@ over; and a later change, made to the row directly, would be overwritten by that
 
 So an entry takes changes only up to the moment when somebody sets out to create its run, and says so itself: `taken`. Popping an entry
 reads it and marks it in one step; cancelling marks it by the very change that it appends; a trigger that is held because its direct
-creation had no answer is marked from the start. The mark is never taken off, for a creation that was given up may still arrive. From this follows the order of everything that happens to a held run while the engine answers:
+creation had no answer is marked from the start; and whoever wants to change a run that has been changed often marks it, and reads it
+after that. The mark is never taken off, for a creation that was given up may still arrive. From this follows the order of everything that happens to a held run while the engine answers:
 
 1. Before the mark a change takes effect when it is appended. Appending compares the entry with what was read, the mark included,
    so whoever marks has read every change that was ever accepted, and every creation, however many are under way, has all of them in it.
@@ -36,6 +37,9 @@ import msgspec
 from mollifier import held, patches
 from mollifier.engine import CreateOutcome, Creation, Ending, Existing, RunEngine
 from mollifier.model import Entry, RunStatus
+
+CHANGES_MANY, CHANGE_BYTES_MANY = 32, 256 * 1024
+CHANGES_MAX, CHANGE_BYTES_MAX = 500, 4 * 1024 * 1024
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -69,6 +73,16 @@ def read(entry: Entry, cancelled_at: datetime | None = None) -> Handover:
 def is_taken(entry: Entry) -> bool:
     """Return whether somebody may have set out to create the entry's run. Raises NonRetryableError when a change does not parse."""
     return entry.taken or any(isinstance(change, patches.Cancel) for change in patches.decode(entry.patches))
+
+
+def is_full(entry: Entry) -> bool:
+    """Return whether the entry has so many changes that the next one should be made in the engine."""
+    return len(entry.patches) >= CHANGES_MANY or sum(map(len, entry.patches)) >= CHANGE_BYTES_MANY
+
+
+def is_overfull(entry: Entry) -> bool:
+    """Return whether the entry has so many changes that it takes no more, wherever else they might go."""
+    return len(entry.patches) >= CHANGES_MAX or sum(map(len, entry.patches)) >= CHANGE_BYTES_MAX
 
 
 async def complete(engine: RunEngine, handover: Handover, outcome: CreateOutcome, now: datetime) -> None:

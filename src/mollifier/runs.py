@@ -14,10 +14,9 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeGuard, TypeVar
 
-import msgspec
-
 from mollifier import handover, held, listing, patches
 from mollifier.buffer import Buffer
+from mollifier.changes import HeldChanges
 from mollifier.engine import RunEngine
 from mollifier.errors import (
     BufferUnavailableError,
@@ -26,12 +25,10 @@ from mollifier.errors import (
     NonRetryableError,
 )
 from mollifier.keys import idempotency_digest
-from mollifier.metadata import check_growth
 from mollifier.model import (
     KEY_FREEING_STATUSES,
     Entry,
     EntryKind,
-    EntryState,
     Environment,
     MetadataOperation,
     Run,
@@ -39,9 +36,7 @@ from mollifier.model import (
     RunPage,
     RunStatus,
 )
-from mollifier.scripts import Settlement
 from mollifier.settings import Settings
-from mollifier.telemetry import describe
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +63,7 @@ class Runs:
         self._buffer = buffer
         self._settings = settings
         self._clock = clock
+        self._changes = HeldChanges(engine, buffer, clock) if buffer is not None else None
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -167,8 +163,8 @@ class Runs:
         """
         now = self._clock()
         digest = idempotency_digest(environment.id, task_id, key)
-        buffer = self._holding()
-        if buffer is None:
+        buffer, changes = self._holding(), self._changes
+        if buffer is None or changes is None:
             return await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
         # Found out before anything is freed: a buffer that cannot be asked may hold a run with the key.
         run_id = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
@@ -179,10 +175,10 @@ class Runs:
         # A run that has expired has freed its key, as a created one does, whether or not the drainer has come to it.
         while entry is not None and self._status(entry, now) not in KEY_FREEING_STATUSES:
             reset = patches.ResetKey(now)
-            match await self._append(buffer, entry, reset, unbind=(digest,)):
+            match await changes.append(entry, reset, unbind=(digest,)):
                 case Entry() as changed:
                     if handover.is_taken(entry):
-                        await self._hand_over(changed)
+                        await changes.hand_over(changed)
                     return True
                 case "changed":
                     entry = await self._held_entry(buffer, environment, entry.run_id)
@@ -297,72 +293,16 @@ class Runs:
     async def _change_held(
         self, entry: Entry, patch: patches.Patch, outage: EngineUnavailableError | None
     ) -> Run | None:
-        """Change the run where it is held, on its entry as it now is when others were faster; None to change it in the engine.
-
-        `outage` is why the engine gave no answer, if it was asked for the change in vain. Raises it where the change may have been made
-        there and must not be made twice, or late.
-        """
-        buffer = self._holding()
-        cancelled_at = patch.at if isinstance(patch, patches.Cancel) else None
-        current: Entry | None = entry
-        while current is not None and buffer is not None:
-            if cancelled_at is not None and current.state is EntryState.FAILED:
-                # It has ended.
-                return await self._read(current)
-            try:
-                if cancelled_at is not None and _is_cancelled(current):
-                    return held.run_of(current, self._clock())
-                if outage is not None and not outage.unsent and not patches.commutes(patch):
-                    raise outage
-                if outage is None and handover.is_taken(current) and await self._hand_over(current, cancelled_at):
-                    return None
-                appended = await self._append(buffer, current, patch)
-            except NonRetryableError as error:
-                _report(entry.run_id, error)
-                return None
-            match appended:
-                case Entry() as changed:
-                    # Whoever may create the run from here on reads the cancellation, and so do lists.
-                    if cancelled_at is not None and outage is None and await self._hand_over(changed):
-                        return None
-                    return held.run_of(changed, self._clock())
-                case "changed":
-                    current = await buffer.get_entry(entry.org_id, entry.run_id)
-                case _:
-                    return None
-        return None
-
-    async def _append(
-        self, buffer: Buffer, entry: Entry, patch: patches.Patch, unbind: Sequence[str] = ()
-    ) -> Entry | Settlement:
-        """Append the patch to the entry as it was read; return it with the patch, or why not. Raises what applying it raises."""
-        before = held.patched(entry)
-        check_growth(before.snapshot.metadata, patches.apply(before, patch).snapshot.metadata)
-        encoded = patches.encode(patch)
-        reply = await buffer.patch(entry, encoded, unbind=unbind)
-        return msgspec.structs.replace(entry, patches=(*entry.patches, encoded)) if reply == "held" else reply
-
-    async def _hand_over(self, entry: Entry, cancelled_at: datetime | None = None) -> bool:
-        """Have the engine know the run as the entry is; False when the engine cannot create it, or nobody may any more."""
-        if entry.state not in (EntryState.QUEUED, EntryState.DRAINING):
-            return False
+        """Change the run where it is held; None to change it in the engine."""
         try:
-            await handover.hand_over(self._engine, entry, self._clock(), cancelled_at)
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises of its creation is the drainer's to judge, not the caller's
-            log.warning(
-                "mollifier.not_handed_over", extra={"fields": {"run_id": entry.run_id, "error": describe(error)}}
-            )
-            return False
-        return True
+            return await self._changes.change(entry, patch, outage) if self._changes is not None else None
+        except (NonRetryableError, MalformedEntryError) as error:
+            _report(entry.run_id, error)
+            return None
 
 
 def _is_held(entry: Entry | None, environment: Environment) -> TypeGuard[Entry]:
     return entry is not None and entry.kind is EntryKind.HELD and entry.env_id == environment.id
-
-
-def _is_cancelled(entry: Entry) -> bool:
-    """Return whether everybody who may create the run reads that it was cancelled. Raises NonRetryableError when it does not parse."""
-    return not entry.taken and held.patched(entry).cancelled_at is not None
 
 
 def _report(run_id: str, error: Exception) -> None:

@@ -316,6 +316,11 @@ def patch(
     return Call(load("patch"), (entry, owners, usage, *binding), (run_id, patches, patch, taken), _settlement)
 
 
+def mark(*, entry: str) -> Call[Settlement]:
+    """Mark a held entry as taken; see `lua/mark.lua`."""
+    return Call(load("mark"), (entry,), (), _settlement)
+
+
 def claim(*, binding: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str]) -> Call[tuple[ClaimReply, ...]]:
     """Claim callers' keys; see `lua/claim.lua`."""
     return Call(load("claim"), tuple(binding), (token, lifetime_ms, *void), _claimed)

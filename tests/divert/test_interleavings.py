@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from mollifier import handover
 from mollifier.facade import Mollifier
 from mollifier.model import MetadataOperation, Run, RunStatus
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.engine import PostgresRunEngine
+from mollifier.runs import Runs
 from tests.core.support import execute, expire_lease
 from tests.divert.conftest import ENVIRONMENT, House
 from tests.divert.turns import Turns, stepping
@@ -33,7 +35,7 @@ ENGINE_STEPS = (
     "change_metadata",
     "reschedule_run",
 )
-BUFFER_STEPS = ("get_entry", "patch", "pop", "ack", "requeue")
+BUFFER_STEPS = ("get_entry", "patch", "mark", "pop", "ack", "requeue")
 
 
 class Play:
@@ -42,7 +44,7 @@ class Play:
     def __init__(self, house: House, turns: Turns) -> None:
         self.house = house
         self.turns = turns
-        engine = PostgresRunEngine(house.database)
+        self.engine = engine = PostgresRunEngine(house.database)
         self.mollifier = Mollifier(house.settings, engine=engine, tasks=PostgresTaskCatalog(house.database))
         assert self.mollifier.buffer is not None
         self.buffer = self.mollifier.buffer
@@ -52,6 +54,10 @@ class Play:
         self.reads: list[tuple[int, int, Run]] = []
         stepping(engine, turns, *ENGINE_STEPS)
         stepping(self.buffer, turns, *BUFFER_STEPS)
+
+    def runs_of_a_process(self) -> Runs:
+        """Return what changes runs in a process of its own: in one process, changes of one run wait for each other."""
+        return Runs(self.engine, self.buffer, lambda: self.house.settings, self.house.clock)
 
     async def drain(self, *, lives: bool) -> None:
         """Pop what there is, create its run and settle it; one that does not live puts it back instead, its creation done."""
@@ -87,20 +93,21 @@ class Play:
             await self.buffer.reclaim_expired()
 
     async def change(self, tag: str) -> None:
-        runs = self.mollifier.runs
+        runs = self.runs_of_a_process()
         assert await runs.add_tags(ENVIRONMENT, self.run_id, [tag]) is not None
         self.answered.append((self.turns.step, "tag", tag))
         assert await runs.change_metadata(ENVIRONMENT, self.run_id, [INCREMENT]) is not None
         self.answered.append((self.turns.step, "count", 1))
 
     async def move(self) -> None:
+        runs = self.runs_of_a_process()
         for days in (1, 2, 3):
             until = FIRST + timedelta(days=days)
-            assert await self.mollifier.runs.reschedule(ENVIRONMENT, self.run_id, until) is not None
+            assert await runs.reschedule(ENVIRONMENT, self.run_id, until) is not None
             self.answered.append((self.turns.step, "until", until))
 
     async def cancel(self) -> None:
-        run = await self.mollifier.runs.cancel(ENVIRONMENT, self.run_id)
+        run = await self.runs_of_a_process().cancel(ENVIRONMENT, self.run_id)
         assert run is not None
         assert run.status is RunStatus.CANCELED
         self.answered.append((self.turns.step, "cancelled", True))
@@ -143,13 +150,14 @@ def seen(run: Run) -> tuple[Any, ...]:
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(data=st.data())
+@given(many=st.sampled_from([1, 2, handover.CHANGES_MANY]), data=st.data())
 async def test_what_was_answered_shows_in_every_later_read_in_any_order_of_steps(
-    holding: House, drainers: str, data: st.DataObject
+    *, holding: House, monkeypatch: pytest.MonkeyPatch, drainers: str, many: int, data: st.DataObject
 ) -> None:
     # An example that hypothesis breaks off leaves its entry under a lease.
     await execute(holding.client, "FLUSHALL")
     await holding.trip()
+    monkeypatch.setattr(handover, "CHANGES_MANY", many)
     turns = Turns(lambda waiting: data.draw(st.sampled_from(waiting)))
     play = Play(holding, turns)
     cancels = data.draw(st.booleans())

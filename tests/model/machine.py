@@ -177,6 +177,11 @@ class BufferMachine(RuleBasedStateMachine):
         entry = picked(self.seen, pick)
         self.twins.both(lambda buffer: buffer.patch(entry, patch, unbind=digests))
 
+    @operation(pick=any_pick, needs=has_seen)
+    def mark(self, pick: int) -> None:
+        entry = picked(self.seen, pick)
+        self.twins.both(lambda buffer: buffer.mark(entry))
+
     # --- the callers' keys -----------------------------------------------------------------------------------------
 
     @operation(

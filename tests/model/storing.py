@@ -136,6 +136,16 @@ class Storing(Part):
         self.unbind(binding, run_id)
         return b"held"
 
+    def mark(self, *, entry: str) -> Any:
+        """What is held is taken from here on, whoever has it in hand."""
+        fields = self.store.hashes.get(entry, {})
+        if "state" not in fields:
+            return b"missing"
+        if fields["state"] not in (b"QUEUED", b"DRAINING"):
+            return b"stale"
+        fields["taken"] = b"1"
+        return b"held"
+
     # --- the callers' keys -----------------------------------------------------------------------------------------
 
     def claim(self, *, binding: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str]) -> Any:

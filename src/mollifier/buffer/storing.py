@@ -174,6 +174,14 @@ class Storing(Part):
             for entry, reply in zip(entries, replies, strict=True)
         ]
 
+    async def mark(self, entry: Entry) -> Settlement:
+        """Mark a held entry as taken: whoever reads it from here on has read every change that it will take.
+
+        Answers `stale` when its run exists by now, or will not, `missing` when it is gone.
+        """
+        key = self.keyspace.of(entry.org_id).entry(entry.run_id)
+        return await self._scripts.run(scripts.mark(entry=key))
+
     def _accept(self, entry: Acceptance) -> scripts.Call[scripts.AcceptReply]:
         keys = self.keyspace.of(entry.org_id)
         most = self._room.leave(entry)

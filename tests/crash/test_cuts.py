@@ -160,7 +160,10 @@ async def test_a_connection_may_be_cut_after_any_byte(ground: Ground, store: Sto
     assert await play(Proxy.behave, lambda proxy: whole.update(proxy.passed_bytes)) == 0
     for direction, after_bytes in positions(whole, commands=1 if act in (hold, create) else 3):
         cut = {direction: Fate(after_bytes=after_bytes, once=True)}
-        assert await play(lambda proxy, cut=cut: proxy.misbehave(**cut)) == 1, f"{after_bytes} of the {direction}"
+        cuts = await play(lambda proxy, cut=cut: proxy.misbehave(**cut))
+        # A drainer asks for other things beside: its pipelines are a little shorter now and then.
+        may_end_before = act is drain and after_bytes > whole[direction] * 9 // 10
+        assert cuts == 1 or may_end_before, f"{after_bytes} of the {direction}"
     await ground.inherit([ground.settings(number) for number in range(len(books))])
     assert await all_kept(ground, books)
 

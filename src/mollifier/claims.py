@@ -2,8 +2,12 @@
 
 A held run is not in the engine yet, so the engine's unique constraint cannot see it; and between looking a key up and binding it
 there is room for a second trigger. So a trigger with a key claims it on the buffer's server first. The claim carries its owner's
-token: it turns into a binding when the run is held, is released when the run was created, and runs out when its owner died. Whoever
-meets a claim waits for what becomes of it.
+token: it turns into a binding when the run is held, and is released when the run was created. Whoever meets a claim waits for what
+becomes of it.
+
+A claimant prolongs its claim while it is at work. One that has not for a lease of seconds is taken for dead, and its key is in doubt: its
+owner may be no more than slow, or have left a creation under way in the engine. So nobody waits any longer, and nobody holds a run under
+the key, its former owner included; all create theirs, and of those the engine's constraint lets one be. The doubt ends with the claim's life.
 
 A claim lives longer than what is done under it: that has a deadline (`deadline_ms`), made of the engine's and the buffer's. A claimant
 that was stopped for longer is cancelled by that deadline before it creates anything, and what it still has on the way to the buffer is
@@ -22,8 +26,8 @@ alone decide.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -46,6 +50,10 @@ _ACCEPTS = 10
 """How many times its deadline the buffer may take for the most items that one call has."""
 _SLACK = 2
 """A deadline that is spent in slices lasts longer in a busy process; one that is missed fails the trigger."""
+_LEASE_MS = 3_000
+"""How long a claimant is waited for that does not prolong its claim, besides the deadlines of doing so."""
+_TRIES = 3
+"""How often in a lease a claim is prolonged."""
 _FIRST_WAIT_MS = 2
 _LONGEST_WAIT_MS = 50
 
@@ -119,6 +127,11 @@ class Claims:
         """How long a claim lives whose owner does not release it: the deadline counts from the reply, the lifetime from before it."""
         return self.deadline_ms + self.deadline_ms // 10 + _SLACK * self._settings().accept_deadline_ms
 
+    @property
+    def lease_ms(self) -> int:
+        """How long a claimant is waited for that does not prolong its claim: it has three tries, each of them within its deadline."""
+        return _LEASE_MS + _SLACK * self._settings().accept_deadline_ms
+
     async def take(self, snapshots: Sequence[Snapshot]) -> Taken:
         """Claim the keys of these snapshots of one organization; tell of each the held run that one of its keys belongs to.
 
@@ -141,6 +154,32 @@ class Claims:
             raise
         unbound = tuple(digest for digest in digests if digest not in bound)
         return Taken(replace(claim, digests=unbound), tuple(_holder(keys, bound) for keys in wanted))
+
+    @asynccontextmanager
+    async def keeping(self, claim: Claim) -> AsyncGenerator[None]:
+        """Prolong the claim while something is done under it, for no longer than its deadline, and give it back in the end.
+
+        Raises EngineUnavailableError when the deadline is over.
+        """
+        # Of one that may not have been made, others need not know how it fares: nothing is held under it.
+        prolonging = asyncio.create_task(self._prolong(claim)) if claim.digests and claim.is_sure else None
+        try:
+            async with asyncio.timeout(self.deadline_ms / 1000):
+                yield
+        except TimeoutError as error:
+            raise EngineUnavailableError("it took longer than a key can be claimed for; try again") from error
+        finally:
+            if prolonging is not None:
+                prolonging.cancel()
+            # Bound to a held run by now, the keys are no longer the claim's, and stay.
+            await self.release(claim)
+
+    async def _prolong(self, claim: Claim) -> None:
+        while True:
+            await self._sleep(_LEASE_MS / _TRIES / 1000)
+            prolong = partial(self._buffer.prolong, claim.org_id, claim.digests, claim.token, self.lifetime_ms)
+            with suppress(BufferUnavailableError, TimeoutError):
+                await self._within(prolong)
 
     async def release(self, claim: Claim) -> None:
         """Give back what is still claimed of the keys; a fault leaves them to run out.
@@ -184,18 +223,17 @@ class Claims:
                 await self._sleep(wait_ms / 1000)
                 waited_ms, aged_ms = waited_ms + wait_ms, aged_ms + wait_ms
                 wait_ms = min(_LONGEST_WAIT_MS, wait_ms * 2)
-                is_old = aged_ms > self.lifetime_ms // 4
+                is_old = aged_ms > _LEASE_MS / _TRIES
                 left, aged_ms = (unbound, 0) if is_old else (blocked, aged_ms)
             else:
                 left, aged_ms = (unbound, 0) if aged_ms else ((), 0)
 
     async def _ask(self, claim: Claim, digests: Sequence[str], worth: Worth) -> Sequence[ClaimOutcome]:
         """Claim the keys; those whose run is worth nothing again, at that run's cost."""
+        claim_many = partial(self._buffer.claim_many, claim.org_id, digests, claim.token, self.lifetime_ms)
         while True:
             void = [worth.void.get(digest, "") for digest in digests]
-            outcomes = await self._within(
-                partial(self._buffer.claim_many, claim.org_id, digests, claim.token, self.lifetime_ms, void)
-            )
+            outcomes = await self._within(partial(claim_many, void, lease_ms=self.lease_ms))
             if not await self._within(partial(worth.look_into, _runs(digests, outcomes))):
                 return outcomes
 

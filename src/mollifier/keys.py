@@ -110,7 +110,7 @@ class PartitionKeys(msgspec.Struct, frozen=True):
         return self._key(f"entry:{run_id}")
 
     def idempotency(self, digest: str) -> str:
-        """Who one of the callers' keys belongs to: `run:<id>` or `claim:<token>`."""
+        """Who one of the callers' keys belongs to: `run:<id>`, `claim:<token>`, or `doubt`."""
         return self._key(f"idempotency:{digest}")
 
     def rate(self, env_id: str) -> str:

@@ -30,7 +30,7 @@ ReviveReply = Literal["revived", "missing", "gone", "malformed", "alive"]
 DiscardReply = Literal["discarded", "missing"]
 IndexVerdict = Literal["", "missing", "late", "empty"]
 _VERDICTS: Mapping[str, Settlement] = {"held": "held", "changed": "changed", "missing": "missing", "stale": "stale"}
-ClaimReply = tuple[Literal["claimed", "bound", "pending"], str]
+ClaimReply = tuple[Literal["claimed", "bound", "doubted", "pending"], str]
 AcceptReply = tuple[Literal["accepted", "duplicate_run", "duplicate_key", "over_cap"], str, int]
 
 _INCLUDE = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
@@ -321,9 +321,16 @@ def mark(*, entry: str) -> Call[Settlement]:
     return Call(load("mark"), (entry,), (), _settlement)
 
 
-def claim(*, binding: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str]) -> Call[tuple[ClaimReply, ...]]:
+def claim(
+    *, binding: Sequence[str], token: str, lifetime_ms: int, lease_ms: int, void: Sequence[str]
+) -> Call[tuple[ClaimReply, ...]]:
     """Claim callers' keys; see `lua/claim.lua`."""
-    return Call(load("claim"), tuple(binding), (token, lifetime_ms, *void), _claimed)
+    return Call(load("claim"), tuple(binding), (token, lifetime_ms, lease_ms, *void), _claimed)
+
+
+def prolong(*, binding: Sequence[str], token: str, lifetime_ms: int) -> Call[int]:
+    """Begin the life of claims anew; see `lua/prolong.lua`."""
+    return Call(load("prolong"), tuple(binding), (token, lifetime_ms), int)
 
 
 def release(*, binding: Sequence[str], token: str) -> Call[int]:

@@ -130,15 +130,9 @@ class TriggerService:
             return await self._trigger_new(snapshots, inputs, await self._engine.find_by_keys_many(snapshots))
         async with self._looking_ahead(snapshots) as looking:
             taken = await self._claims.take(snapshots)
-            try:
-                async with asyncio.timeout(self._claims.deadline_ms / 1000):
-                    existing = await self._find_unheld(snapshots, taken.existing, looking)
-                    return await self._trigger_new(snapshots, inputs, existing, taken.claim)
-            except TimeoutError as error:
-                raise EngineUnavailableError("it took longer than a key can be claimed for; try again") from error
-            finally:
-                # Bound to a held run by now, the keys are no longer the claim's, and stay.
-                await self._claims.release(taken.claim)
+            async with self._claims.keeping(taken.claim):
+                existing = await self._find_unheld(snapshots, taken.existing, looking)
+                return await self._trigger_new(snapshots, inputs, existing, taken.claim)
 
     @asynccontextmanager
     async def _looking_ahead(self, snapshots: Sequence[Snapshot]) -> AsyncGenerator[Looking | None]:

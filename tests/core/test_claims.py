@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from mollifier import snapshots
 from mollifier.backoff import Backoff
 from mollifier.bindings import bindings
-from mollifier.buffer import Buffer, Claimed, ClaimOutcome, KeyClaimed
+from mollifier.buffer import Buffer, Claimed, ClaimOutcome, Doubted, KeyClaimed
 from mollifier.circuit import Circuit
 from mollifier.claims import Claims
 from mollifier.deadline import Breaker
@@ -195,7 +195,7 @@ async def test_many_who_want_the_same_keys_in_any_order_all_get_them_in_turn(buf
 async def test_without_the_buffers_server_nothing_is_claimed_and_nothing_fails(
     buffer: Buffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise BufferUnavailableError("gone")
 
     monkeypatch.setattr(buffer, "claim_many", fail)
@@ -272,22 +272,25 @@ async def test_claims_are_prolonged_while_another_is_waited_for_and_when_it_is_o
     first, last = sorted("ab", key=digest_of)
     claimed = buffer.keyspace.of(ORG).idempotency(digest_of(first))
     await buffer.claim(ORG, digest_of(last), "theirs", 600_000)
-    waited_ms = 0.0
-    seen: list[bool] = []
+    waited_ms = since_ms = 0.0
+    seen: list[float] = []
 
     async def wait(seconds: float) -> None:
-        nonlocal waited_ms
-        waited_ms += seconds * 1000
+        nonlocal waited_ms, since_ms
+        waited_ms, since_ms = waited_ms + seconds * 1000, since_ms + seconds * 1000
         left_ms = await lifetime_ms(redis_client, claimed)
-        seen.append(left_ms is not None and left_ms > 20_000)
+        if left_ms is not None and left_ms > 20_000:
+            seen.append(since_ms)
+            since_ms = 0.0
         await execute(redis_client, "PEXPIRE", claimed, 20_000)
-        if waited_ms > claims.lifetime_ms * 0.6:
+        if waited_ms > 3 * claims.lease_ms:
             await buffer.release(ORG, [digest_of(last)], "theirs")
 
     claims = claims_of(buffer, sleep=wait)
     await claims.take([keyed("a"), keyed("b")])
 
-    assert seen.count(True) == 3
+    assert len(seen) > 3
+    assert max(seen) < claims.lease_ms / 2
     left_ms = await lifetime_ms(redis_client, claimed)
     assert left_ms is not None
     assert left_ms > claims.deadline_ms
@@ -314,6 +317,114 @@ async def test_a_claim_that_was_lost_while_waiting_is_waited_for_and_none_after_
 
     assert taken.existing == (None,) * 3
     assert [await outcome(buffer, key) for key in "abc"] == [KeyClaimed()] * 3
+
+
+async def age(redis_client: Redis, buffer: Buffer, key: str, by_ms: int) -> None:
+    """Have so much time pass for a claim."""
+    claimed = buffer.keyspace.of(ORG).idempotency(digest_of(key))
+    await execute(redis_client, "PEXPIRE", claimed, await execute(redis_client, "PTTL", claimed) - by_ms)
+
+
+async def test_a_claimant_that_is_heard_of_no_more_is_waited_for_for_a_lease_and_then_nobody_holds_the_key(
+    buffer: Buffer, redis_client: Redis
+) -> None:
+    (binding,) = [found for _, found in bindings(keyed("a"))]
+    claims = claims_of(buffer)
+    lost = await claims.take([keyed("a")])
+    waits = 0
+
+    async def wait(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        await age(redis_client, buffer, "a", claims.lease_ms // 2)
+
+    heirs = [
+        Claims(
+            buffer,
+            lambda: SETTINGS,
+            Telemetry(),
+            engine_deadline_ms=15_000,
+            sleep=wait,
+            new_token=lambda token=token: token,
+        )
+        for token in ("next", "last")
+    ]
+    taken = [await heir.take([keyed("a")]) for heir in heirs]
+
+    assert [found.existing for found in taken] == [(None,), (None,)]
+    assert 1 < waits < 4
+    for token in (lost.claim.proof, *(found.claim.proof for found in taken), ""):
+        accepted = await buffer.accept(
+            f"run-{token}", ENV, ORG, b"{}", kind=EntryKind.HELD, bindings=[binding], token=token
+        )
+        assert accepted == KeyClaimed()
+    for found in (lost, *taken):
+        await claims.release(found.claim)
+    assert await outcome(buffer, "a") == Doubted()
+
+
+async def test_the_doubt_about_a_key_ends_with_the_life_of_the_claim(buffer: Buffer, redis_client: Redis) -> None:
+    claims = claims_of(buffer)
+    await claims.take([keyed("a")])
+    await age(redis_client, buffer, "a", claims.lease_ms + 1)
+    before_ms = await lifetime_ms(redis_client, buffer.keyspace.of(ORG).idempotency(digest_of("a")))
+
+    found = await buffer.claim_many(ORG, [digest_of("a")], "next", claims.lifetime_ms, lease_ms=claims.lease_ms)
+
+    left_ms = await lifetime_ms(redis_client, buffer.keyspace.of(ORG).idempotency(digest_of("a")))
+    assert found == [Doubted()]
+    assert before_ms is not None
+    assert left_ms is not None
+    assert left_ms <= before_ms
+    await age(redis_client, buffer, "a", left_ms)
+    assert await outcome(buffer, "a") == Claimed()
+
+
+async def test_a_claim_is_prolonged_while_its_run_is_being_made_and_no_longer(
+    buffer: Buffer, redis_client: Redis
+) -> None:
+    pauses: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+    waited_s: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        waited_s.append(seconds)
+        await pauses.put(over := asyncio.get_running_loop().create_future())
+        await over
+
+    claimed = buffer.keyspace.of(ORG).idempotency(digest_of("a"))
+    claims = claims_of(buffer, sleep=pause)
+    taken = await claims.take([keyed("a"), keyed("b")])
+    async with claims.keeping(taken.claim):
+        for _ in range(3):
+            over = await pauses.get()
+            await execute(redis_client, "PEXPIRE", claimed, 1_000)
+            over.set_result(None)
+        await pauses.get()
+        left_ms = await lifetime_ms(redis_client, claimed)
+        # What became of it meanwhile stays so.
+        await buffer.release(ORG, [digest_of("b")], "ours")
+
+    assert left_ms is not None
+    assert left_ms > claims.deadline_ms
+    assert sum(waited_s[:3]) * 1000 < claims.lease_ms
+    assert [await outcome(buffer, key) for key in "ab"] == [Claimed(), Claimed()]
+
+
+async def test_only_a_claim_that_is_still_its_claimants_is_prolonged(buffer: Buffer, redis_client: Redis) -> None:
+    (binding,) = [found for _, found in bindings(keyed("bound"))]
+    digests = {key: digest_of(key) for key in ("ours", "bound", "theirs", "free")}
+    await buffer.claim_many(ORG, [digests["ours"], digests["bound"]], "ours", 1_000)
+    await buffer.accept("held", ENV, ORG, b"{}", kind=EntryKind.HELD, bindings=[binding], token="ours")
+    await buffer.claim(ORG, digests["theirs"], "theirs", 1_000)
+
+    async def lives_ms() -> dict[str, int]:
+        named = buffer.keyspace.of(ORG).idempotency
+        return {key: int(await execute(redis_client, "PTTL", named(digest))) for key, digest in digests.items()}
+
+    before_ms = await lives_ms()
+    assert await buffer.prolong(ORG, list(digests.values()), "ours", 60_000) == 1
+
+    assert [key for key, left_ms in (await lives_ms()).items() if left_ms > before_ms[key]] == ["ours"]
 
 
 @pytest.mark.parametrize("damage", [("DEL",), ("HDEL", "seq"), ("HSET", "seq", "x")])

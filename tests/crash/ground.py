@@ -186,7 +186,7 @@ async def free_claims(
     keys = mollifier.buffer.keyspace.of(environment.org_id)
     eternal: list[str] = []
     for key in map(keys.idempotency, digests):
-        if (await execute(redis, "GET", key) or b"").startswith(b"claim:"):
+        if (await execute(redis, "GET", key) or b"").startswith((b"claim:", b"doubt")):
             if int(await execute(redis, "PTTL", key)) == -1:
                 eternal.append(key)
             await execute(redis, "PEXPIRE", key, 1)

@@ -10,6 +10,7 @@ READS = "asks and changes nothing: a crash around it is one after whatever was d
 AGAIN = "puts right what is wrong whenever it is asked, and the next sweep asks again (tests/core/test_sweep.py)"
 EXEMPT = {
     "valkey.mark": "leaves an entry as a pop leaves it, whose holder died before it did anything; whoever comes next creates the run",
+    "valkey.prolong": "travels beside a call that dies anywhere, whose claim lives so much longer then",
     "valkey.repair": AGAIN,
     "valkey.report": "tells what was seen, changes nothing that is held, and is told again by the next sweep",
     "valkey.restore": AGAIN,

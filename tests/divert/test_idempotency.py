@@ -82,7 +82,7 @@ async def test_which_key_answered_is_told_also_when_the_buffer_says_so_only_at_t
 ) -> None:
     run_id = await holding.trigger(request_key="r", idempotency_key="k")
 
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise BufferUnavailableError("gone")
 
     monkeypatch.setattr(holding.buffer, "claim_many", fail)
@@ -191,6 +191,33 @@ async def test_a_claim_that_runs_out_in_the_middle_of_its_trigger_makes_no_secon
     assert (triggered.result.run_id, triggered.result.is_cached) == (others[0], True)
     await holding.drain()
     assert await all_ids(holding) == others
+
+
+async def test_a_claimant_that_was_taken_for_dead_and_comes_back_makes_no_second_run(holding: House) -> None:
+    """It has looked the key up and not found it, and nothing was heard of it for a lease, when others come with its key."""
+    key = holding.buffer.keyspace.of("org_a").idempotency(idempotency_digest("env_a", "echo", "k"))
+    others: list[tuple[str, bool]] = []
+
+    class Stopped(PostgresRunEngine):
+        async def find_by_keys_many(self, snapshots: Sequence[Snapshot]) -> Sequence[Existing | None]:
+            found = await super().find_by_keys_many(snapshots)
+            await execute(holding.client, "PEXPIRE", key, 30_000)
+            others.extend([await holding.trigger_all(idempotency_key="k") for _ in range(2)])
+            return found
+
+    mollifier = Mollifier(
+        lambda: holding.settings, engine=Stopped(holding.database), tasks=PostgresTaskCatalog(holding.database)
+    )
+    request = TriggerRequest(task_id="echo", payload=b"1", idempotency_key="k")
+    triggered = await mollifier.triggers.trigger(ENVIRONMENT, request)
+    await mollifier.aclose()
+
+    first = others[0][0]
+    assert others == [(first, False), (first, True)]
+    assert (triggered.result.run_id, triggered.result.is_cached) == (first, True)
+    assert (await holding.buffer.counts()).left == 0
+    assert await all_ids(holding) == [first]
+    assert await execute(holding.client, "GET", key) == b"doubt"
 
 
 async def test_a_trigger_that_takes_longer_than_its_claim_lives_makes_no_run(holding: House) -> None:

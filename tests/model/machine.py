@@ -189,11 +189,25 @@ class BufferMachine(RuleBasedStateMachine):
         ready=any_environment,
         digests=some_digests,
         token=any_token,
-        lifetime_ms=st.sampled_from([1, 20, 150]),
+        life_ms=st.tuples(st.sampled_from([1, 20, 150]), st.sampled_from([None, 0, 10, 50])),
         void=st.lists(st.sampled_from(["", "run-0", "run-1"]), max_size=1),
     )
-    def claim(self, ready: Ready, digests: tuple[str, ...], token: str, lifetime_ms: int, void: list[str]) -> None:
-        self.twins.both(lambda buffer: buffer.claim_many(ready.org_id, digests, token, lifetime_ms, void))
+    def claim(
+        self,
+        ready: Ready,
+        digests: tuple[str, ...],
+        token: str,
+        life_ms: tuple[int, int | None],
+        void: list[str],
+    ) -> None:
+        lifetime_ms, lease_ms = life_ms
+        self.twins.both(
+            lambda buffer: buffer.claim_many(ready.org_id, digests, token, lifetime_ms, void, lease_ms=lease_ms)
+        )
+
+    @operation(ready=any_environment, digests=some_digests, token=any_token, lifetime_ms=st.sampled_from([1, 20, 150]))
+    def prolong(self, ready: Ready, digests: tuple[str, ...], token: str, lifetime_ms: int) -> None:
+        self.twins.both(lambda buffer: buffer.prolong(ready.org_id, digests, token, lifetime_ms))
 
     @operation(ready=any_environment, digests=some_digests, token=any_token)
     def release(self, ready: Ready, digests: tuple[str, ...], token: str) -> None:

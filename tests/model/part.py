@@ -85,6 +85,10 @@ class Part:
         return (f"patch:{number}" for number in range(int(fields.get("patches", b"0"))))
 
 
+DOUBT = b"doubt"
+"""How a key reads whose claimant is taken for dead."""
+
+
 def claim_of(token: str) -> bytes:
     """Return how a claimant's claim reads."""
     return b"claim:" + token.encode()

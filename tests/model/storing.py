@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from tests.model.part import Part, claim_of, run_of
+from tests.model.part import DOUBT, Part, claim_of, run_of
 from tests.model.records import Records
 
 
@@ -148,8 +148,11 @@ class Storing(Part):
 
     # --- the callers' keys -----------------------------------------------------------------------------------------
 
-    def claim(self, *, binding: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str]) -> Any:
-        """Keys are claimed in order up to the first that another claims; one that is bound, and not in vain, answers with its run."""
+    def claim(self, *, binding: Sequence[str], token: str, lifetime_ms: int, lease_ms: int, void: Sequence[str]) -> Any:
+        """Keys are claimed in order up to the first that another claims; one that is bound, and not in vain, answers with its run.
+
+        Of one that its claimant has left alone for a lease nobody is the owner, until its life is over.
+        """
         outcomes: list[list[bytes]] = []
         for key, void_run in zip_longest(binding, void, fillvalue=""):
             holder = self.store.strings.get(key)
@@ -159,9 +162,19 @@ class Storing(Part):
             elif run_id is not None or holder in (None, claim_of(token)):
                 self.store.put(key, claim_of(token), self.store.now_ms + lifetime_ms)
                 outcomes.append([b"claimed", b""])
-            else:
+            elif holder != DOUBT and self.store.ends_ms[key] - self.store.now_ms >= lifetime_ms - lease_ms:
                 return [*outcomes, [b"pending", b""]]
+            else:
+                self.store.put(key, DOUBT, self.store.ends_ms[key])
+                outcomes.append([b"doubted", b""])
         return outcomes
+
+    def prolong(self, *, binding: Sequence[str], token: str, lifetime_ms: int) -> Any:
+        """Only its owner begins the life of a claim anew."""
+        prolonged = [key for key in binding if self.store.strings.get(key) == claim_of(token)]
+        for key in prolonged:
+            self.store.put(key, claim_of(token), self.store.now_ms + lifetime_ms)
+        return len(prolonged)
 
     def release(self, *, binding: Sequence[str], token: str) -> Any:
         """Only its owner gives a claim back."""

@@ -248,6 +248,14 @@ class Facts:
         for key, (outcome, _) in zip(step.args["binding"], step.reply, strict=False):
             if outcome == b"claimed":
                 self.claims[key] = step.args["token"], step.at_ms + step.args["lifetime_ms"]
+            elif outcome == b"doubted":
+                self.claims.pop(key, None)
+
+    def _prolong(self, step: Step) -> None:
+        for key in step.args["binding"]:
+            token, ends_ms = self.claims.get(key, ("", 0))
+            if token == step.args["token"] and ends_ms > step.at_ms:
+                self.claims[key] = token, step.at_ms + step.args["lifetime_ms"]
 
     def _release(self, step: Step) -> None:
         for key in step.args["binding"]:

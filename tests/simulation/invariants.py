@@ -967,7 +967,7 @@ class WhatIsHeldIsDrained(Sentence):
             if ":entry:" in key and fields["state"] in (b"QUEUED", b"DRAINING"):
                 yield f"{key} is still {fields['state'].decode()}"
         for key, holder in store.strings.items():
-            is_bound = ":idempotency:" in key and not holder.startswith(b"claim:")
+            is_bound = ":idempotency:" in key and not holder.startswith((b"claim:", b"doubt"))
             if is_bound and not is_request_digest(_tail(key)):
                 yield f"{key} is still bound: {holder.decode()}"
             elif ":idempotency:" in key and key not in store.ends_ms:

@@ -63,6 +63,10 @@ class ClaimOfAnybody(ScriptModel):
         named["token"] = "anybody"
         return super().claim(**named)
 
+    def prolong(self, **named: Any) -> Any:
+        named["token"] = "anybody"
+        return super().prolong(**named)
+
     def release(self, **named: Any) -> Any:
         named["token"] = "anybody"
         return super().release(**named)

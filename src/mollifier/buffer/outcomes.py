@@ -89,7 +89,11 @@ class Bound(msgspec.Struct, frozen=True):
     run_id: str
 
 
-ClaimOutcome = Claimed | Bound | KeyClaimed
+class Doubted(msgspec.Struct, frozen=True):
+    """Whoever claimed the key before is taken for dead, and may yet create its run: no run is held under the key, and nobody waits for it."""
+
+
+ClaimOutcome = Claimed | Bound | Doubted | KeyClaimed
 
 
 class Ready(msgspec.Struct, frozen=True):

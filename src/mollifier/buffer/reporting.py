@@ -16,7 +16,7 @@ class Reporting(Part):
     async def claim_sweep(self, token: str, lifetime_ms: int) -> bool:
         """Claim the right to sweep for so long, or prolong it; False where it is another's, whose claim runs out unless prolonged."""
         ((outcome, _),) = await self._scripts.run(
-            scripts.claim(binding=[SWEEPER_CLAIM], token=token, lifetime_ms=lifetime_ms, void=())
+            scripts.claim(binding=[SWEEPER_CLAIM], token=token, lifetime_ms=lifetime_ms, lease_ms=lifetime_ms, void=())
         )
         return outcome == "claimed"
 

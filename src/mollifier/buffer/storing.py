@@ -17,6 +17,7 @@ from mollifier.buffer.outcomes import (
     Bound,
     Claimed,
     ClaimOutcome,
+    Doubted,
     DuplicateKey,
     DuplicateRun,
     KeyClaimed,
@@ -117,19 +118,39 @@ class Storing(Part):
         return outcome
 
     async def claim_many(
-        self, org_id: str, digests: Sequence[str], token: str, lifetime_ms: int, void: Sequence[str] = ()
+        self,
+        org_id: str,
+        digests: Sequence[str],
+        token: str,
+        lifetime_ms: int,
+        void: Sequence[str] = (),
+        *,
+        lease_ms: int | None = None,
     ) -> Sequence[ClaimOutcome]:
         """Claim keys of one organization in their order, in one round trip; claiming with the same token again prolongs the claim.
 
+        Another's claim is waited for until it has not been prolonged for `lease_ms`, by default as long as it lives. It is in doubt from then on.
         `void` has for each key the run whose binding is worth nothing, or "": that key is claimed as if it were free.
         The first that is somebody else's claim is the last of the answers: none after it has been claimed.
         """
         keys = self.keyspace.of(org_id)
         binding = [keys.idempotency(digest) for digest in digests]
         replies = await self._scripts.run(
-            scripts.claim(binding=binding, token=token, lifetime_ms=lifetime_ms, void=void)
+            scripts.claim(
+                binding=binding,
+                token=token,
+                lifetime_ms=lifetime_ms,
+                lease_ms=lifetime_ms if lease_ms is None else lease_ms,
+                void=void,
+            )
         )
         return [_claimed(reply) for reply in replies]
+
+    async def prolong(self, org_id: str, digests: Sequence[str], token: str, lifetime_ms: int) -> int:
+        """Begin the life of claims anew, in one round trip; what is not the claimant's any more stays. Return how many were."""
+        keys = self.keyspace.of(org_id)
+        binding = [keys.idempotency(digest) for digest in digests]
+        return await self._scripts.run(scripts.prolong(binding=binding, token=token, lifetime_ms=lifetime_ms))
 
     async def release(self, org_id: str, digests: Sequence[str], token: str) -> int:
         """Give claims back in one round trip; one that is another's by now, or bound, stays. Return how many it were."""
@@ -247,5 +268,7 @@ def _claimed(reply: scripts.ClaimReply) -> ClaimOutcome:
             return Claimed()
         case "bound", run_id:
             return Bound(run_id)
+        case "doubted", _:
+            return Doubted()
         case "pending", _:
             return KeyClaimed()

@@ -20,7 +20,7 @@
 --       10 waiting   sorted set: '<sequence>:<run_id>' by not-before moment
 --       11 draining  sorted set: the partition's leased runs by the moment their lease ends
 --       12 children  sorted set: the environment's held runs that another triggered, by a digest of that one
---       13... binding  strings: 'run:<run_id>' or 'claim:<token>', one per key of the caller's
+--       13... binding  strings: 'run:<run_id>', 'claim:<token>' or 'doubt', one per key of the caller's
 -- ARGV  1 run_id
 --       2 env_id
 --       3 org_id

@@ -1,6 +1,6 @@
 -- Give claims back. Only their owner can: a late release leaves the next owner's claim, and a binding, alone.
 --
--- KEYS  1... binding  strings: 'run:<run_id>' or 'claim:<token>'
+-- KEYS  1... binding  strings: 'run:<run_id>', 'claim:<token>' or 'doubt'
 -- ARGV  1 token  names the claimant
 -- Returns how many were released
 local claim = 'claim:' .. ARGV[1]

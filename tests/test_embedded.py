@@ -347,6 +347,20 @@ async def test_a_server_that_died_by_itself_can_be_started_again() -> None:
         assert kept_key(stack.redis_url) == b"key"
 
 
+async def test_a_server_that_is_dying_when_it_is_to_be_started_is_started_once_it_is_dead() -> None:
+    async with valkey_only() as stack:
+        keep_key(stack.redis_url, "key")
+        dying = stack.valkey_pid
+        assert dying is not None
+        os.kill(dying, signal.SIGSTOP)
+        starting = asyncio.create_task(stack.start("valkey"))
+        await asyncio.wait([starting], timeout=0.1)
+        os.kill(dying, signal.SIGKILL)
+        await starting
+        assert stack.valkey_pid != dying
+        assert kept_key(stack.redis_url) == b"key"
+
+
 async def test_a_stopped_server_has_no_process_and_starting_it_twice_starts_one() -> None:
     async with valkey_only() as stack:
         await stack.stop("valkey")

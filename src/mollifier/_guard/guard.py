@@ -55,11 +55,8 @@ class Guard:
             case {"stop": str(name), "kill": bool(kill)}:
                 self._carry_out(self._server(name).stop(kill=kill))
             case {"start": str(name)}:
-                server = self._server(name)
-                if server.finished() is not None:
-                    # It died by itself: its last processes may still be on their way out.
-                    self._carry_out(server.stop(kill=True))
-                if server.gone():
+                self._carry_out(self._server(name).until_it_answers_or_is_gone())
+                if self._server(name).gone():
                     self._start(name)
             case _:
                 raise Ended

@@ -105,6 +105,14 @@ class Server(ABC):
         self.process = None
         return True
 
+    def until_it_answers_or_is_gone(self) -> Steps:
+        """Wait until it answers, or until no process of it is left: one that died may be on its way out for a while yet. Raises Failed."""
+        deadline = time.monotonic() + START_S
+        while not self.gone() and (self.finished() is not None or not self.answers()):
+            if time.monotonic() > deadline:
+                raise self.failure(f"neither answered nor ended within {START_S:.0f} s")
+            yield
+
     def stop(self, *, kill: bool = False) -> Steps:
         """Stop it in its clean way, at once with `kill`, and by force once STOP_S have passed."""
         patience = time.monotonic() + (0 if kill else STOP_S)

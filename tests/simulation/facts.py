@@ -31,6 +31,7 @@ class Held:
     """What is known of one entry. `holder` and `lease` are those of the pop that has it.
 
     `is_marked`: somebody may have set out to create its run (see `handover.py`); `late`: it was changed after that.
+    `has_died`: it has been a dead letter, which ended the life of its idempotency key, whatever an operator did about it then.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Held:
     not_before_ms: int = 0
     is_marked: bool = False
     late: bool = False
+    has_died: bool = False
 
 
 @dataclass(slots=True)
@@ -218,6 +220,7 @@ class Facts:
     def _reclaim(self, step: Step) -> None:
         if step.reply in (b"held", b"failed"):
             self._let_go(step.runs[0])
+            self.entries[step.runs[0]].has_died |= step.reply == b"failed"
 
     def _revive(self, step: Step) -> None:
         if step.reply == b"revived":
@@ -227,6 +230,7 @@ class Facts:
     def _fail(self, step: Step) -> None:
         if step.reply == b"held":
             self._let_go(step.runs[0])
+            self.entries[step.runs[0]].has_died = True
 
     def _ack(self, step: Step) -> None:
         for run_id, verdict in zip(step.runs, step.reply, strict=True):

@@ -1000,7 +1000,8 @@ def _may_be_freed(facts: Facts, key: tuple[str, str, str]) -> bool:
             continue
         row: Any = facts.rows.get(run_id)
         has_failed = row is not None and row["status"] in (RunStatus.SYSTEM_FAILURE.value, RunStatus.FAILED.value)
-        is_dead = facts.is_dead(run_id)
+        known = facts.entries.get(run_id)
+        is_dead = facts.is_dead(run_id) or (known is not None and known.has_died)
         has_expired = request.ttl is not None or request.idempotency_lifetime is not None
         if is_dead or run_id in facts.spoilt or has_failed or (kind == "idempotency" and has_expired):
             return True

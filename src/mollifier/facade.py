@@ -19,6 +19,7 @@ from mollifier.bounded import BoundedServer
 from mollifier.breakers import Breakers, read_deadline_ms
 from mollifier.buffer import Buffer
 from mollifier.claims import Claims
+from mollifier.drain_spans import traced, traced_giving_up
 from mollifier.drainer import Drainer
 from mollifier.engine import RunEngine, TaskCatalog
 from mollifier.flags import FlagResolver
@@ -152,7 +153,7 @@ class Mollifier:
             handler or self.drain_handler(),
             self.settings,
             self.telemetry,
-            give_up=None if handler else self._materialiser.give_up,
+            give_up=None if handler else traced_giving_up(self._materialiser.give_up, self.telemetry),
             asks_engine=(lambda _: True) if handler else _is_held,
             jitter=self._jitter,
             monotonic=self._monotonic,
@@ -165,8 +166,9 @@ class Mollifier:
         return Sweeper(self.buffer, self.settings, self.telemetry, monotonic=self._monotonic, new_token=self._new_token)
 
     def drain_handler(self) -> Handler:
-        """Return what a drainer does with entries."""
-        return by_kind(audit=audit_handler(self.telemetry), held=self._materialiser.handle)
+        """Return what a drainer does with entries, in a span of its caller's trace for each."""
+        handler = by_kind(audit=audit_handler(self.telemetry), held=self._materialiser.handle)
+        return traced(handler, self.telemetry)
 
     async def aclose(self) -> None:
         """Close the connections that were opened here, and log what was only counted so far."""

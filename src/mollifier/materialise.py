@@ -114,9 +114,7 @@ class Materialiser:
             await handover.complete(self._engine, job, outcome, self._clock())
         except Exception as error:  # noqa: BLE001 - neighbours whose runs exist are handled, whatever befell this one
             return error
-        attributes = {"mollifier.run_id": job.entry.run_id, "mollifier.dwell_ms": job.entry.dwell_ms}
-        with self._telemetry.span("mollifier.drain", attributes, job.creation.snapshot.traceparent):
-            self._telemetry.drained(job.creation.snapshot, job.entry)
+        self._telemetry.drained(job.creation.snapshot, job.entry)
         return None
 
 

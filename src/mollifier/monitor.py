@@ -12,7 +12,7 @@ from mollifier.telemetry import Telemetry
 
 
 def audit_handler(telemetry: Telemetry) -> Handler:
-    """Return a handler that logs `mollifier.drained` for each entry, in a span of the caller's trace."""
+    """Return a handler that logs `mollifier.drained` for each entry."""
 
     async def handle(entries: Sequence[Entry]) -> Sequence[Outcome]:
         return [_audit(telemetry, entry) for entry in entries]
@@ -25,7 +25,5 @@ def _audit(telemetry: Telemetry, entry: Entry) -> Outcome:
         snapshot = snapshots.decode(entry.payload)
     except NonRetryableError as error:
         return error
-    attributes = {"mollifier.run_id": entry.run_id, "mollifier.dwell_ms": entry.dwell_ms}
-    with telemetry.span("mollifier.drain", attributes, snapshot.traceparent):
-        telemetry.drained(snapshot, entry)
+    telemetry.drained(snapshot, entry)
     return None

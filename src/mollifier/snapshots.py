@@ -6,6 +6,7 @@ The bytes are MessagePack with field names and without defaults, so that they ar
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 import msgspec
 
@@ -19,8 +20,18 @@ from mollifier.model import (
     TriggerRequest,
 )
 
+_Read = TypeVar("_Read")
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Snapshot)
+
+
+class _Trace(msgspec.Struct):
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+_trace_decoder = msgspec.msgpack.Decoder(_Trace)
 
 
 def take_snapshot(
@@ -80,7 +91,17 @@ def encode(snapshot: Snapshot) -> bytes:
 
 def decode(payload: bytes) -> Snapshot:
     """Return the snapshot. Raises NonRetryableError when the bytes are not one: no retry can change that."""
+    return _decoded(_decoder, payload)
+
+
+def trace_of(payload: bytes) -> tuple[str | None, str | None]:
+    """Return the snapshot's (traceparent, tracestate) and read nothing else of it. Raises NonRetryableError as `decode` does."""
+    trace = _decoded(_trace_decoder, payload)
+    return trace.traceparent, trace.tracestate
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[_Read], payload: bytes) -> _Read:
     try:
-        return _decoder.decode(payload)
+        return decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NonRetryableError(f"the payload is not a snapshot: {error}") from error

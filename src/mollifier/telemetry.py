@@ -44,6 +44,7 @@ class Telemetry:
     ) -> None:
         self._repeated = repeated or RepeatedLog(_log)
         meter = (meter_provider or metrics.get_meter_provider()).get_meter("mollifier")
+        self._tracer_provider = tracer_provider
         self.tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer("mollifier")
         self._decisions = meter.create_counter("mollifier.decisions", description="What the gate decided")
         self._failures = meter.create_counter(
@@ -159,12 +160,22 @@ class Telemetry:
         """Log what was only counted so far: the process stops."""
         self._repeated.flush()
 
+    @property
+    def traces(self) -> bool:
+        """True when spans may go anywhere."""
+        provider = self._tracer_provider or trace.get_tracer_provider()
+        return not isinstance(provider, trace.NoOpTracerProvider | trace.ProxyTracerProvider)
+
     def span(self, name: str, attributes: Mapping[str, Any] | None = None, traceparent: str | None = None) -> Any:
         """Open a span as a context manager: in the given caller's trace, else in the current one."""
-        context = otel_context.get_current()
-        if traceparent:
-            context = _propagator.extract({"traceparent": traceparent}, context)
+        context = _context_of(traceparent, None)
         return self.tracer.start_as_current_span(name, context=context, attributes=attributes)
+
+    def begin_span(
+        self, name: str, attributes: Mapping[str, Any], traceparent: str | None, tracestate: str | None
+    ) -> trace.Span:
+        """Begin a span in the given caller's trace, else in the current one; it is not the current span, and its maker ends it."""
+        return self.tracer.start_span(name, _context_of(traceparent, tracestate), attributes=attributes)
 
 
 def current_trace() -> tuple[str | None, str | None]:
@@ -190,6 +201,14 @@ def describe(error: BaseException) -> str:
 
 
 Emit = Callable[[], None]
+
+
+def _context_of(traceparent: str | None, tracestate: str | None) -> otel_context.Context:
+    context = otel_context.get_current()
+    if not traceparent:
+        return context
+    carrier = {"traceparent": traceparent, **({"tracestate": tracestate} if tracestate else {})}
+    return _propagator.extract(carrier, context)
 
 
 def _identity(snapshot: Snapshot) -> dict[str, Any]:

@@ -31,7 +31,6 @@ SETTINGS = Settings(
     drain_poll_interval_ms=5,
 )
 ENROLLED = Environment(id="env", name="prod", project_id="proj", org_id="org", org_flags={"mollifierEnabled": True})
-TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 AWKWARD = [b"[]", b"9007199254740993", b'"\\u0000"', b"\xff\x00", "\N{SNOWMAN}".encode(), b"{}", b" 1 "]
 
 
@@ -86,22 +85,9 @@ async def drained(buffer: Buffer, observed: Observed) -> tuple[Entry, BaseExcept
     return entry, outcome
 
 
-def a_snapshot(traceparent: str | None = None) -> Snapshot:
+def a_snapshot() -> Snapshot:
     moment = datetime(2030, 1, 1, tzinfo=UTC)
-    return Snapshot(
-        run_id="run", org_id="org", env_id="env", task_id="task", created_at=moment, traceparent=traceparent
-    )
-
-
-async def test_draining_is_a_span_of_the_triggers_trace(buffer: Buffer) -> None:
-    observed = Observed()
-    await hold(buffer, "run", payload=snapshots.encode(a_snapshot(traceparent=TRACEPARENT)))
-    _, outcome = await drained(buffer, observed)
-    assert outcome is None
-    (span,) = observed.spans()
-    assert span.name == "mollifier.drain"
-    assert format(span.context.trace_id, "032x") == "0af7651916cd43dd8448eb211c80319c"
-    assert span.attributes["mollifier.run_id"] == "run"
+    return Snapshot(run_id="run", org_id="org", env_id="env", task_id="task", created_at=moment)
 
 
 async def test_drained_tells_how_long_the_entry_was_held(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 
 from mollifier.errors import BufferUnavailableError
 from mollifier.model import Action, Decision, Entry, EntryKind, EntryState, GateInputs, Snapshot
@@ -216,6 +217,19 @@ def test_a_traceparent_that_does_not_parse_leaves_the_span_in_the_current_trace(
         pass
     inner, outer = observed.spans()
     assert inner.context.trace_id == outer.context.trace_id
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "traces"),
+    [
+        (Telemetry(), False),
+        (Telemetry(tracer_provider=trace.NoOpTracerProvider()), False),
+        (Observed().telemetry, True),
+    ],
+    ids=["no provider", "one that makes none", "one that keeps them"],
+)
+def test_it_traces_where_spans_may_go_anywhere(telemetry: Telemetry, traces: bool) -> None:
+    assert telemetry.traces is traces
 
 
 def test_without_providers_nothing_is_measured_and_nothing_fails() -> None:

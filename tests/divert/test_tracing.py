@@ -59,6 +59,7 @@ async def test_a_held_runs_trigger_drain_and_execution_are_one_trace(holding: Ho
         parent = f"{span.parent.span_id:016x}"
         assert parent == ("b7ad6b7169203331" if traceparent else f"{spans['request'].context.span_id:016x}")
     assert drained.attributes["mollifier.dwell_ms"] >= 0
+    assert drained.attributes["mollifier.attempts"] == 1
 
 
 async def test_a_trigger_that_is_not_traced_has_no_trace(holding: House) -> None:

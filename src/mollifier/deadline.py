@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ T = TypeVar("T")
 
 _SLICES = 5
 _LATE_MS = 2
-_LATE_WEIGHT = 0.05
+_LEAST_WEIGHT = 0.05
 PAUSES_MS = (200, 1_000)
 """The first and the longest pause of a breaker before it finds out whether there are answers again."""
 
@@ -23,8 +24,10 @@ async def within(deadline_ms: float, operation: Awaitable[T]) -> T:
     """Await the operation for at most `deadline_ms`; raise TimeoutError, the operation cancelled, after that.
 
     A plain timeout counts the time that the event loop was too busy to read a reply which had long arrived, or to send the question.
-    Here the deadline is spent in slices. A slice that ends late tells that the loop was at other work meanwhile, so it counts for a
-    twentieth: a healthy server is not blamed for a busy process, and one that hangs is still given up when the process never rests.
+    Here the deadline is spent in slices, and of each counts what its thread did not compute in, for that long somebody was waited for. A
+    slice that ends late was at other work in one piece, computing or not. Each counts for a twentieth at least: a healthy server is not
+    blamed for a busy process, and one that hangs is still given up when the process never rests.
+    Where the loop's time is not the real one, the loop says how long it has computed (`computed_s()`, in seconds).
     An operation that was cancelled by somebody else has no answer either: that too is a TimeoutError.
     """
     task = asyncio.ensure_future(operation)
@@ -51,6 +54,7 @@ class _Slices:
 
     def __init__(self, slice_s: float, over: asyncio.Future[None]) -> None:
         self._loop = over.get_loop()
+        self._computed_s: Callable[[], float] = getattr(self._loop, "computed_s", time.thread_time)
         self._slice_s = slice_s
         self._over = over
         self._spent = 0.0
@@ -63,12 +67,14 @@ class _Slices:
             self._over.set_result(None)
 
     def _begin(self) -> None:
-        self._began_s = self._loop.time()
+        self._began_s, self._had_computed_s = self._loop.time(), self._computed_s()
         self._timer = self._loop.call_later(self._slice_s, self._end)
 
     def _end(self) -> None:
-        late = self._loop.time() - self._began_s - self._slice_s > _LATE_MS / 1000
-        self._spent += _LATE_WEIGHT if late else 1
+        passed_s, computed_s = self._loop.time() - self._began_s, self._computed_s() - self._had_computed_s
+        is_late = passed_s > self._slice_s + _LATE_MS / 1000
+        waited = 0.0 if is_late else min(1.0, (passed_s - computed_s) / self._slice_s)
+        self._spent += max(_LEAST_WEIGHT, waited)
         if self._spent < _SLICES:
             self._begin()
         else:

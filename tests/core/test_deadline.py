@@ -108,6 +108,42 @@ async def test_a_loop_that_lags_at_every_turn_does_not_count_against_a_healthy_s
     assert verdict == Verdict(tripped=False, count=2 if warm else 1)
 
 
+async def compute(turns: int, turn_s: float) -> None:
+    """Compute for so long in each of so many turns of the loop, as many small requests do."""
+    for _ in range(turns):
+        until_s = time.perf_counter() + turn_s
+        while time.perf_counter() < until_s:
+            pass
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turn_ms", [0.1, 0.5, 1])
+async def test_a_loop_that_is_busy_in_short_turns_does_not_count_against_a_healthy_server(turn_ms: float) -> None:
+    """No turn is long enough to be noticed by itself; an answer that has been there all the time is read some hundred turns later."""
+    turns = int(4 * DEADLINE_MS / turn_ms)
+
+    async def read_late() -> str:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return "answer"
+
+    computing = asyncio.create_task(compute(turns, turn_ms / 1000))
+    assert await asyncio.gather(*(within(DEADLINE_MS, read_late()) for _ in range(20))) == ["answer"] * 20
+    await computing
+
+
+async def test_who_hangs_is_given_up_in_time_by_a_loop_that_is_busy_half_of_it() -> None:
+    async def compute_by_halves() -> None:
+        while True:
+            await compute(1, 0.001)
+            await asyncio.sleep(0.001)
+
+    computing = asyncio.create_task(compute_by_halves())
+    with pytest.raises(TimeoutError):
+        await within(DEADLINE_MS, hang())
+    computing.cancel()
+
+
 async def test_who_hangs_is_given_up_even_when_the_loop_never_rests() -> None:
     stop = asyncio.Event()
     blocking = asyncio.create_task(block_the_loop(0.003, stop))

@@ -56,6 +56,7 @@ function shim.DEL(key)
   return server.call('DEL', key)
 end
 function shim.SET(key, value, option, ms)
+  if option == 'KEEPTTL' then return server.call('SET', key, value) end
   server.call('HDEL', '{ENDS_MS}', key)
   if option == 'PXAT' and tonumber(ms) <= now then return server.call('DEL', key) end
   server.call('SET', key, value)

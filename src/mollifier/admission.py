@@ -32,11 +32,12 @@ from mollifier.caps import NOTHING_HELD, Amount, Cap, exceeded, limits
 from mollifier.claims import Claim
 from mollifier.deadline import Breaker
 from mollifier.engine import Created, Existing, RunEngine
-from mollifier.errors import EngineUnavailableError, OverCapError
+from mollifier.errors import EngineNotAskedError, EngineUnavailableError, OverCapError
 from mollifier.gate import Gate
 from mollifier.holding import Holding, audit_copy, held_entry
 from mollifier.keys import is_request_digest
 from mollifier.model import Action, Decision, GateInputs, Snapshot, TriggerResult
+from mollifier.refuge import Refuge
 from mollifier.settings import Settings
 from mollifier.telemetry import Emit, OverCapOutcome, Telemetry
 
@@ -66,6 +67,7 @@ class Admission:
         buffer: Buffer | None,
         engine: RunEngine,
         telemetry: Telemetry,
+        refuge: Refuge,
         breaker: Breaker | None = None,
     ) -> None:
         self._settings = settings
@@ -73,6 +75,7 @@ class Admission:
         self._has_buffer = buffer is not None
         self._holding = Holding(settings=settings, buffer=buffer, telemetry=telemetry, breaker=breaker or Breaker())
         self._engine = engine
+        self._refuge = refuge
         self._telemetry = telemetry
 
     @property
@@ -104,21 +107,26 @@ class Admission:
         try:
             if rejects and len(places) > 1:
                 await self._let_in(snapshots, sorted(to_hold), claim)
+            may_hold = diverts and all(decisions[place].enrolled and not inputs[place].bypasses for place in to_create)
             try:
-                answers.update(await self._create(snapshots, to_create, emits))
+                engine = self._refuge if may_hold else self._engine
+                answers.update(await self._create(engine, snapshots, to_create, emits))
             except EngineUnavailableError as outage:
-                may_hold = [decisions[place].enrolled and not inputs[place].bypasses for place in to_create]
-                if not diverts or not all(may_hold):
+                if not may_hold:
                     raise
                 tried = [] if outage.unsent else to_create
-                answers.update(await self._hold(snapshots, places, claim, over_cap="fail", tried=tried))
-                if len(answers) < len(places):
+                is_asked = not isinstance(outage, EngineNotAskedError)
+                over_cap = "fail" if is_asked else "create"
+                answers.update(await self._hold(snapshots, places, claim, over_cap=over_cap, tried=tried))
+                homeless = [place for place in places if place not in answers]
+                if is_asked and homeless:
                     raise
+                answers.update(await self._create(self._engine, snapshots, homeless, emits))
             else:
                 over_cap = "reject" if rejects and len(places) == 1 else "create"
                 answers.update(await self._hold(snapshots, sorted(to_hold), claim, over_cap=over_cap))
                 homeless = [place for place in places if place not in answers]
-                answers.update(await self._create(snapshots, homeless, emits))
+                answers.update(await self._create(self._engine, snapshots, homeless, emits))
         except Exception:
             # What is held stays held without an answer: an audit that misses its event would miss the entry.
             for triggered in answers.values():
@@ -143,11 +151,17 @@ class Admission:
     def _would(self, snapshot: Snapshot) -> Emit:
         return lambda: self._telemetry.would_mollify(snapshot, encoding.encode(snapshot))
 
-    async def _create(self, snapshots: Sequence[Snapshot], places: Sequence[int], emits: Mapping[int, Emit]) -> Answers:
+    async def _create(
+        self,
+        engine: RunEngine | Refuge,
+        snapshots: Sequence[Snapshot],
+        places: Sequence[int],
+        emits: Mapping[int, Emit],
+    ) -> Answers:
         if not places:
             return {}
         try:
-            outcomes = await self._engine.create_runs([snapshots[place] for place in places])
+            outcomes = await engine.create_runs([snapshots[place] for place in places])
         except Exception:
             # A copy is in the buffer whatever became of its run: an audit that misses its event would miss the copy.
             for place in places:

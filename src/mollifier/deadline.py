@@ -75,7 +75,8 @@ class _Slices:
         is_late = passed_s > self._slice_s + _LATE_MS / 1000
         waited = 0.0 if is_late else min(1.0, (passed_s - computed_s) / self._slice_s)
         self._spent += max(_LEAST_WEIGHT, waited)
-        if self._spent < _SLICES:
+        # What is left counts for less than any slice does: it is not worth a timer.
+        if self._spent + _LEAST_WEIGHT < _SLICES:
             self._begin()
         else:
             self.stop()

@@ -86,6 +86,13 @@ class EngineUnavailableError(MollifierError):
         self.unsent = unsent
 
 
+class EngineNotAskedError(EngineUnavailableError):
+    """The run engine was not asked: it has given no answers of late, and this can be done without it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, unsent=True)
+
+
 class EngineFailingError(EngineUnavailableError):
     """The run engine fails whatever it is given, so that this was not given to it: nobody's fault, worth coming back for."""
 

@@ -30,6 +30,7 @@ from mollifier.materialise import Materialiser, by_kind
 from mollifier.model import Entry, EntryKind
 from mollifier.monitor import audit_handler
 from mollifier.rate_limit import RateLimiter
+from mollifier.refuge import Refuge
 from mollifier.runs import Runs
 from mollifier.scripts import Scripts
 from mollifier.server import Server, connect
@@ -103,6 +104,7 @@ class Mollifier:
         self.runs = Runs(engine, self._bounded(server), self.settings, clock)
         self._materialiser = Materialiser(engine, self.telemetry, clock)
         self._claims = self._claims_of(engine)
+        refuge = Refuge(engine, self.telemetry, monotonic=monotonic, jitter=jitter)
         self.triggers = TriggerService(
             admission=Admission(
                 settings=self.settings,
@@ -110,10 +112,12 @@ class Mollifier:
                 buffer=self.buffer,
                 engine=engine,
                 telemetry=self.telemetry,
+                refuge=refuge,
                 breaker=self._breakers.accepts,
             ),
             claims=self._claims,
             engine=engine,
+            refuge=refuge,
             runs=self.runs,
             tasks=tasks,
             telemetry=self.telemetry,

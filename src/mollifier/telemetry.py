@@ -50,6 +50,10 @@ class Telemetry:
         self._failures = meter.create_counter(
             "mollifier.failed_open", description="Failures of the gate and the buffer that a trigger survived"
         )
+        self._sheltered = meter.create_counter(
+            "mollifier.sheltered",
+            description="Triggers that the buffer was to take because the engine, known to be away, was not asked",
+        )
         self._over_cap = meter.create_counter(
             "mollifier.over_cap", description="Triggers that were not held because of a cap, by what became of them"
         )
@@ -90,6 +94,10 @@ class Telemetry:
         """Count and log a failure that so many triggers survived; `part` is settings, flag, evaluator, buffer, caps, claim, confirmation, engine or limit."""
         self._failures.add(triggers, {"part": part})
         self._repeated.tell("mollifier.failed_open", part, part=part, error=describe(error))
+
+    def sheltered(self, triggers: int) -> None:
+        """Count triggers that the buffer is to take because the engine is known to be away."""
+        self._sheltered.add(triggers)
 
     def over_cap(self, snapshots: Sequence[Snapshot], cap: Cap, outcome: OverCapOutcome) -> None:
         """Count and log triggers of one environment that a cap kept from being held, and what becomes of their runs."""
@@ -145,7 +153,7 @@ class Telemetry:
         self._repairs.add(number, {"kind": kind})
 
     def breaker_changed(self, breaker: str, state: State) -> None:
-        """Count and show a breaker's new state, and log it once; `breaker` is buffer, claim, accept, read or engine.
+        """Count and show a breaker's new state, and log it once; `breaker` is buffer, claim, accept, read, create or engine.
 
         Finding out again and again that somebody is still away makes no more lines: an open breaker is told of once.
         """

@@ -23,6 +23,7 @@ from mollifier.deadline import forget
 from mollifier.engine import Existing, KeyKind, RunEngine, TaskCatalog
 from mollifier.errors import EngineUnavailableError, FieldError, InvalidRequestError, NotFoundError
 from mollifier.model import Environment, GateInputs, Run, Snapshot, TriggerRequest, TriggerResult
+from mollifier.refuge import Refuge
 from mollifier.runs import Runs
 from mollifier.snapshots import take_snapshot
 from mollifier.telemetry import Telemetry, current_trace
@@ -58,6 +59,7 @@ class TriggerService:
         admission: Admission,
         claims: Claims | None,
         engine: RunEngine,
+        refuge: Refuge,
         runs: Runs,
         tasks: TaskCatalog,
         telemetry: Telemetry,
@@ -67,6 +69,7 @@ class TriggerService:
         self._admission = admission
         self._claims = claims
         self._engine = engine
+        self._refuge = refuge
         self._runs = runs
         self._tasks = tasks
         self._telemetry = telemetry
@@ -161,7 +164,7 @@ class TriggerService:
         if looking is not None:
             return [existing or found for existing, found in zip(held, await looking, strict=True)]
         try:
-            found = await self._engine.find_by_keys_many([snapshots[index] for index in asked])
+            found = await self._refuge.find_by_keys_many([snapshots[index] for index in asked])
         except EngineUnavailableError as error:
             # Whether the keys are taken shows when the runs are created.
             self._telemetry.failed_open("engine", error)

@@ -87,7 +87,9 @@ def test_no_label_ever_names_an_environment_or_a_task(observed: Observed, decisi
 def test_a_failure_that_was_survived_is_counted_and_logged(
     observed: Observed, caplog: pytest.LogCaptureFixture
 ) -> None:
+    observed.telemetry.sheltered(2)
     observed.telemetry.failed_open("evaluator", BufferUnavailableError("refused"))
+    assert observed.points("mollifier.sheltered") == {labels(): 2}
     assert observed.points("mollifier.failed_open") == {labels(part="evaluator"): 1}
     (record,) = caplog.records
     assert record.levelno == logging.WARNING

@@ -40,8 +40,15 @@ class Told(Telemetry):
 
     def failed_open(self, part: str, error: BaseException, triggers: int = 1) -> None:
         call = current_call.get()
-        if call is not None:
+        if call is not None and part == "engine":
+            call.engine_faults += 1
+        elif call is not None:
             call.buffer_faults[part] += triggers
+
+    def sheltered(self, triggers: int) -> None:
+        call = current_call.get()
+        if call is not None:
+            call.engine_faults += 1
 
     def faulted(self, operation: str, error: BaseException) -> None:
         self._on_fault(self._process, operation, error)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
+import uvloop
 
 from benchmarks import confirming, diverting, draining, idle, memory, off, outage, quiet, sweeping
 from benchmarks.report import Report, show
@@ -40,8 +41,12 @@ def main() -> int:
     reports: list[Report] = []
     try:
         for name in given.names or BENCHMARKS:
-            with EmbeddedStack(postgres=False, durable=False) as stack:
-                reports.append(asyncio.run(BENCHMARKS[name](stack.redis_url, given.scale)))
+            stack, runner = (
+                EmbeddedStack(postgres=False, durable=False),
+                asyncio.Runner(loop_factory=uvloop.new_event_loop),
+            )
+            with stack, runner:
+                reports.append(runner.run(BENCHMARKS[name](stack.redis_url, given.scale)))
             if not given.json:
                 show(reports[-1])
     except EmbeddedUnavailable as missing:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.connection import PythonRespSerializer
 
 from mollifier.buffer import Buffer
 from mollifier.errors import BufferUnavailableError
@@ -17,6 +21,23 @@ CONNECTIONS = 4
 AT_LEAST = 500
 LATEST_TURN = 24
 """Turns of the event loop: a call takes about half as many, so that some are cancelled before they ask, some while they wait, some never."""
+
+
+arguments = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"])) | st.binary() | st.integers() | st.floats(allow_nan=False)
+)
+
+
+@given(commands=st.lists(st.tuples(st.sampled_from(["GET", b"EVALSHA", "CONFIG GET"]), arguments), min_size=1))
+def test_commands_are_packed_byte_for_byte_as_the_client_packs_them_itself(
+    commands: list[tuple[str | bytes, list[str | bytes | int | float]]],
+) -> None:
+    connection: Any = connect("redis://somewhere:1").connection_pool.make_connection()  # pyright: ignore[reportUnknownMemberType] - untyped
+    plain: Any = PythonRespSerializer(6_000, connection.encoder.encode)
+    named = [(name, *rest) for name, rest in commands]
+
+    assert b"".join(connection.pack_commands(named)) == b"".join(part for one in named for part in plain.pack(*one))
+    assert b"".join(connection.pack_command(*named[0])) == b"".join(plain.pack(*named[0]))
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

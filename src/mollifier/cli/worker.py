@@ -21,6 +21,8 @@ def worker(log_file: LogFile = None) -> None:
         $ MOLLIFIER_TASKS=myapp.tasks mollifier worker
         $ MOLLIFIER_TASKS=myapp.tasks,myapp.reports mollifier worker --log-file worker.log
     """
+    import uvloop
+
     from mollifier import config
     from mollifier.observability import configure_telemetry
     from mollifier.telemetry import Telemetry
@@ -31,13 +33,14 @@ def worker(log_file: LogFile = None) -> None:
     observability = configure_telemetry("mollifier-worker")
     telemetry = Telemetry(observability.meter_provider, observability.tracer_provider)
     try:
-        asyncio.run(
-            run_worker_process(
-                settings,
-                telemetry=telemetry,
-                tracer_provider=observability.tracer_provider,
-                registry=observability.registry,
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(
+                run_worker_process(
+                    settings,
+                    telemetry=telemetry,
+                    tracer_provider=observability.tracer_provider,
+                    registry=observability.registry,
+                )
             )
-        )
     finally:
         observability.shutdown()

@@ -41,11 +41,10 @@ def main() -> int:
     reports: list[Report] = []
     try:
         for name in given.names or BENCHMARKS:
-            stack, runner = (
-                EmbeddedStack(postgres=False, durable=False),
-                asyncio.Runner(loop_factory=uvloop.new_event_loop),
-            )
-            with stack, runner:
+            with (
+                EmbeddedStack(postgres=False, durable=False) as stack,
+                asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+            ):
                 reports.append(runner.run(BENCHMARKS[name](stack.redis_url, given.scale)))
             if not given.json:
                 show(reports[-1])

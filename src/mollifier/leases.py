@@ -42,15 +42,23 @@ class Leases:
             self._held.pop((entry.run_id, entry.lease), None)
 
     async def keep(self, is_ended: Callable[[], bool]) -> None:
-        """Extend the leases of what is being handled here, and put back what dead holders left, three times a lease."""
+        """Extend the leases of what is being handled here, and put back what dead holders left, three times a lease.
+
+        What is found is put back in portions, one after the other: however much it is, the last of it does not wait for a third of a lease more.
+        """
+        is_more = False
         while not is_ended():
-            await self._sleep(self._settings().lease_ms / 3000)
+            if not is_more:
+                await self._sleep(self._settings().lease_ms / 3000)
             try:
                 if self._held:
                     await self._buffer.extend_many(list(self._held.values()))
             except Exception as error:  # noqa: BLE001 - the loop outlives any fault
                 self._telemetry.faulted("extend", error)
+            is_more = False
             try:
-                tell_reclaimed(await self._buffer.reclaim_expired(), self._telemetry)
+                reclaimed = await self._buffer.reclaim_expired()
+                is_more = reclaimed.number > 0
+                tell_reclaimed(reclaimed, self._telemetry)
             except Exception as error:  # noqa: BLE001 - the loop outlives any fault
                 self._telemetry.faulted("reclaim", error)

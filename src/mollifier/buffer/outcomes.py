@@ -116,6 +116,11 @@ class Reclaimed(msgspec.Struct, frozen=True):
     malformed: tuple[str, ...] = ()
     faults: tuple[BufferUnavailableError, ...] = ()
 
+    @property
+    def number(self) -> int:
+        """How many runs are not leased any more."""
+        return len(self.returned) + len(self.failed) + len(self.evicted) + len(self.malformed)
+
 
 class Revival(msgspec.Struct, frozen=True):
     """What became of a dead letter that was to be revived; `fault` says what is wrong with one that is not whole.

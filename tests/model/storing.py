@@ -165,7 +165,8 @@ class Storing(Part):
             elif holder != DOUBT and self.store.ends_ms[key] - self.store.now_ms >= lifetime_ms - lease_ms:
                 return [*outcomes, [b"pending", b""]]
             else:
-                self.store.put(key, DOUBT, self.store.ends_ms[key])
+                # With what is left of its life, be it this one millisecond.
+                self.store.strings[key] = DOUBT
                 outcomes.append([b"doubted", b""])
         return outcomes
 

@@ -129,6 +129,30 @@ def test_answers_and_runs_are_compared_one_by_one(
     assert reconcile(accepted, found) == counts
 
 
+@pytest.mark.parametrize(
+    ("books", "mode", "changes", "said"),
+    [
+        (SHADOW, Mode.SHADOW, {"shadow_log": 0, "would_mollify": 0, "pass_through": 10}, "not one would_mollify event"),
+        (MONITOR, Mode.MONITOR, {"mollify": 0, "pass_through": 10, "buffered": 0, "drained": 0}, "nothing was copied"),
+        (
+            DIVERT,
+            Mode.DIVERT,
+            {"mollify": 0, "pass_through": 10, "buffered": 0, "drained": 0, "failed_open": 4},
+            "nothing was held: this proves nothing of held runs (4 failures",
+        ),
+        (DIVERT, Mode.DIVERT, {"sampled_tagged": 0}, "none of 6 sampled runs was tagged"),
+        (DIVERT, Mode.DIVERT, {"sampled_cancelled": 0, "executed": 10}, "none of 6 sampled runs was cancelled"),
+    ],
+)
+def test_a_burst_that_left_no_trace_is_an_imbalance_although_the_numbers_agree(
+    books: Books, mode: Mode, changes: Mapping[str, int], said: str
+) -> None:
+    assert books.imbalances(mode, has_burst=True) == ()
+    idle = msgspec.structs.replace(books, **changes)
+    assert said in " ".join(idle.imbalances(mode, has_burst=True))
+    assert said not in " ".join(idle.imbalances(mode))
+
+
 @given(st.sets(st.integers(0, 50)), st.sets(st.integers(0, 50)))
 def test_the_lost_are_those_answered_without_a_run(answered: set[int], created: set[int]) -> None:
     result = reconcile({n: f"run_{n}" for n in answered}, [(f"run_{n}", n) for n in created])

@@ -14,6 +14,9 @@ def test_the_demo_shows_a_burst_of_one_tenant_and_balances(mode: str) -> None:
     record = ended.record
     assert record["offered"] == record["accepted"] == record["runs_created"]
     assert (record["sampled"] is not None) == (mode == "divert")
+    if mode == "divert":
+        assert record["sampled"] == record["sampled_retrieved"]
+        assert min(record["sampled_tagged"], record["sampled_cancelled"]) > 0
     cancelled, too_late = record["sampled_cancelled"] or 0, record["sampled_too_late"] or 0
     assert cancelled <= record["runs_created"] - record["executed"] <= cancelled + too_late
     assert record["mollify"] == record["buffered"] == record["drained"] > 0

@@ -38,7 +38,7 @@ def demo(*, mode: ModeOption = None, as_json: Json = False) -> None:
     Starts a real Valkey and a real Postgres, the API and a worker. One organization then fires a burst of triggers through the HTTP API
     while four others go about their business. Prints what was decided, buffered, drained and executed, and checks that the books balance.
 
-    Exits 0 only if they do. Nothing is left behind.
+    Exits 0 only if they do, and if the burst was seen and, in divert mode, held runs were read, tagged and cancelled. Nothing is left behind.
 
     For example:
 
@@ -79,6 +79,7 @@ async def _play(environment: ChildEnvironment, log: Path, *, as_json: bool) -> i
                 peak=peak,
                 span_s=story.SECONDS,
                 until_executed=True,
+                has_burst=True,
             )
             played = await stage.alongside(session.play(story.calls(times, marker)))
     tenants = dict(zip((part.name for part in story.STORY), played.tenants, strict=True))

@@ -1,7 +1,8 @@
 """The books of a play: what was offered, what the system says it did, and whether the two agree.
 
 Pure: numbers in, findings out. Each rule is one line of the contract that every accepted trigger is one run, and that what the gate
-held is what the buffer took and the drainer gave back, byte for byte.
+held is what the buffer took and the drainer gave back, byte for byte. Numbers that agree because nothing happened prove nothing: a play
+with a burst in it has to have had it held, and some of the held runs changed.
 """
 
 from __future__ import annotations
@@ -59,9 +60,13 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     sampled_too_late: int | None = None
     sampled_faults: int | None = None
 
-    def imbalances(self, mode: Mode | None) -> tuple[str, ...]:
-        """Return every rule that these books break, in words; none when they balance. `mode` is None when it is not known."""
+    def imbalances(self, mode: Mode | None, *, has_burst: bool = False) -> tuple[str, ...]:
+        """Return every rule that these books break, in words; none when they balance.
+
+        `mode` is None when it is not known. `has_burst` says that the calls have a burst in them which the gate has to see.
+        """
         rules = (self._calls(), self._runs(), self._buffer(), self._sample(), self._mode(mode))
+        rules += (self._proof(mode, has_burst=has_burst),)
         return tuple(finding for rule in rules for finding in rule)
 
     def _calls(self) -> Iterator[str]:
@@ -84,9 +89,14 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             if not to_execute - (self.sampled_too_late or 0) <= self.executed <= to_execute:
                 yield f"{self.executed} of {to_execute} runs were executed to their end"
 
+    @property
+    def _to_be_held(self) -> int:
+        """How many triggers had to come into the buffer."""
+        return self.mollify - self.over_cap_created - self.over_cap_rejected - self.unbuffered + (self.sheltered or 0)
+
     def _buffer(self) -> Iterator[str]:
         over_cap = self.over_cap_created + self.over_cap_rejected
-        if self.buffered not in (None, self.mollify - over_cap - self.unbuffered + (self.sheltered or 0)):
+        if self.buffered not in (None, self._to_be_held):
             kept_out = f", caps kept {over_cap} out" if over_cap else ""
             kept_out += f", {self.unbuffered} were not taken in time" if self.unbuffered else ""
             yield f"the gate mollified {self.mollify} triggers{kept_out} and {self.buffered} were buffered"
@@ -123,6 +133,28 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
                     yield f"the organization is enrolled, and yet {self.shadow_log} triggers were only logged"
             case None:
                 pass
+
+    def _proof(self, mode: Mode | None, *, has_burst: bool) -> Iterator[str]:
+        """A play that proves nothing of what its mode is about. A trace may have no burst in it, and then nothing is held."""
+        held = self._to_be_held
+        match mode:
+            case Mode.SHADOW if has_burst and not self.would_mollify:
+                yield f"there was a burst, and yet not one would_mollify event: this proves nothing of the gate{self._survived}"
+            case Mode.MONITOR if has_burst and not held:
+                yield f"there was a burst, and yet nothing was copied to the buffer: this proves nothing of it{self._survived}"
+            case Mode.DIVERT if has_burst and not held:
+                yield f"there was a burst, and yet nothing was held: this proves nothing of held runs{self._survived}"
+            case Mode.DIVERT if has_burst:
+                if not self.sampled_tagged:
+                    yield f"none of {self.sampled or 0} sampled runs was tagged while it was held"
+                if not self.sampled_cancelled:
+                    yield f"none of {self.sampled or 0} sampled runs was cancelled while it was held"
+            case _:
+                pass
+
+    @property
+    def _survived(self) -> str:
+        return f" ({self.failed_open} failures of gate and buffer were survived)" if self.failed_open else ""
 
 
 class RunsFound(NamedTuple):

@@ -93,11 +93,14 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
     tenants: Sequence[TenantFigures]
     audit: Report | None
     sample: SampleFigures | None = None
+    has_burst: bool = False
 
     @property
     def imbalances(self) -> tuple[str, ...]:
         """What does not add up, in words."""
-        return self.books.imbalances(self.mode) + (() if self.sample is None else self.sample.faults)
+        return self.books.imbalances(self.mode, has_burst=self.has_burst) + (
+            () if self.sample is None else self.sample.faults
+        )
 
     @property
     def complaints(self) -> Sequence[tuple[str, int]]:
@@ -113,7 +116,8 @@ class Session:
     """One play against one system.
 
     `peak` is about how many calls will be under way at once, and `span_s` how many seconds there are from the first to the last;
-    `until_executed` waits for the worker to finish every run, too. `outage` happens meanwhile. Where runs are held, some are sampled.
+    `until_executed` waits for the worker to finish every run, too. `has_burst` says that the calls have a burst in them which the gate
+    has to see. `outage` happens meanwhile. Where runs are held, some are sampled.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Session:
         span_s: float = 0.0,
         outage: Outage | None = None,
         until_executed: bool = False,
+        has_burst: bool = False,
     ) -> None:
         self._system = system
         self._tenants = tenants
@@ -137,6 +142,7 @@ class Session:
         self._report = report
         self._peak = peak
         self._until_executed = until_executed
+        self._has_burst = has_burst
         self._outage = outage
         self._sampler = Sampler(tenants, marker, span_s=span_s) if system.mode is Mode.DIVERT else None
         self._journal = Journal(system.log) if system.log is not None else None
@@ -216,6 +222,7 @@ class Session:
             ],
             audit=audit,
             sample=sample,
+            has_burst=self._has_burst,
         )
 
     def _sending(self, client: TriggerClient) -> Callable[[Call], Coroutine[Any, Any, None]]:

@@ -195,8 +195,9 @@ async def test_a_batch_costs_a_handful_of_round_trips_however_many_items_it_has(
 
     # The server learns the scripts first.
     await cost(1)
-    small = await cost(20)
-    large = await cost(400)
+    # Once a second one of them looks at what the other partitions hold, too.
+    small = min([await cost(20) for _ in range(3)])
+    large = min([await cost(400) for _ in range(3)])
 
     assert large == small
     statements, pipelines = large

@@ -177,7 +177,7 @@ async def _examine(settings: Settings, database: Database) -> None:
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
-    # Cancelled in the middle of connecting, it would leave a connection open; it takes a moment where servers answer.
+    # It takes a moment where servers answer, and then has its say; whatever it has open is closed with the pool and the client.
     await asyncio.wait((task,), timeout=_EXAMINED_S)
     task.cancel()
     await asyncio.wait((task,))

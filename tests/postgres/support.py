@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 from urllib.parse import urlsplit
 
 import psycopg
+import pytest
 from psycopg import sql
 from sqlalchemy import Connection, event, text
 
@@ -120,3 +122,54 @@ class Outage:
         query = sql.SQL(statement).format(name=sql.Identifier(self._name), text=sql.Literal(self._name))
         async with await psycopg.AsyncConnection.connect(self._beside, autocommit=True) as connection:
             await connection.execute(query)
+
+
+def let_others_run(patched: pytest.MonkeyPatch) -> None:
+    """Have the driver let others run wherever it ever does, as it does on a busy machine: at more awaits, so that more can be cancelled."""
+    patched.setattr("psycopg.waiting.MAX_BUSY_TIME", 0)
+
+
+async def cancelled_everywhere(operation: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIterator[int]:
+    """Run the operation again and again, cancelled the first time at its first await, then at its second, and so on to its end.
+
+    Yields the number of the await after each time. What then came out of the operation was the cancellation, if anything: before Python
+    3.12 `asyncio.wait_for` loses one that arrives together with what it waits for.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        let_others_run(patched)
+        async for number in _cancelled_in_turn(operation):
+            yield number
+
+
+async def _cancelled_in_turn(operation: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIterator[int]:
+    for number in itertools.count(1):
+        if not await _is_cancelled_at(number, operation()):
+            return
+        yield number
+
+
+async def _is_cancelled_at(number: int, operation: Coroutine[Any, Any, object]) -> bool:
+    running = asyncio.ensure_future(_cancelled_at(number, operation))
+    await asyncio.wait((running,))
+    return running.cancelled() or running.result()
+
+
+@types.coroutine
+def _cancelled_at(number: int, operation: Coroutine[Any, Any, object]) -> Generator[Any, Any, bool]:
+    """Pass on whatever the operation waits for; cancel the task that runs it when it waits for the so-many-eth time, and tell whether it did."""
+    resume: Callable[[Any], Any] = operation.send
+    value: Any = None
+    awaits = 0
+    while True:
+        awaits += 1
+        try:
+            awaited = resume(value)
+        except StopIteration:
+            return awaits > number
+        if awaits == number and (task := asyncio.current_task()) is not None:
+            task.cancel()
+        try:
+            value = yield awaited
+            resume = operation.send
+        except BaseException as error:  # noqa: BLE001 - the operation is told of it
+            value, resume = error, operation.throw

@@ -9,7 +9,7 @@ import pytest
 from mollifier.errors import EngineUnavailableError
 from mollifier.postgres.catalog import PostgresTaskCatalog, record_tasks
 from mollifier.postgres.database import Database
-from tests.postgres.support import Outage, Statements, rows
+from tests.postgres.support import Outage, Statements, cancelled_everywhere, rows
 
 
 class Seconds:
@@ -37,6 +37,17 @@ async def test_recording_again_keeps_one_row_and_the_latest_module(database: Dat
         {"id": "a", "module": "m"},
         {"id": "echo", "module": "new"},
     ]
+
+
+async def test_recording_that_is_cancelled_ends_cancelled_and_costs_nobody_else_a_connection(database_url: str) -> None:
+    modules = {"echo": "demo", "other": "demo"}
+    async with Database(database_url, pool_size=1) as database:
+        await database.ping()
+
+        async for _ in cancelled_everywhere(lambda: record_tasks(database, modules)):
+            await database.ping()
+
+        assert [row["id"] for row in await rows(database, "SELECT id FROM tasks ORDER BY id")] == ["echo", "other"]
 
 
 async def test_a_known_task_costs_no_question_and_an_unknown_one_a_question_per_second(database: Database) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import traceback
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +19,17 @@ from mollifier.errors import EngineUnavailableError, SettingsError
 from mollifier.play.proxy import HANG, HOST, Proxy
 from mollifier.postgres.database import DEADLINE_S, Database, conninfo
 from mollifier.postgres.engine import PostgresRunEngine
-from tests.postgres.support import ENV, Outage, create, execute, rows, snapshot, until
+from tests.postgres.support import (
+    ENV,
+    Outage,
+    cancelled_everywhere,
+    create,
+    execute,
+    let_others_run,
+    rows,
+    snapshot,
+    until,
+)
 
 SECRET = "hunter2"
 
@@ -188,8 +200,13 @@ async def test_messages_and_logs_hold_no_payload(engine: PostgresRunEngine, data
     assert "secret" not in str(raised.value)
 
 
-async def test_cancelled_calls_cross_no_replies(database_url: str) -> None:
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_cancelled_calls_cross_no_replies(
+    database_url: str, is_busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the moment at which a call is cancelled, later calls get their own answers and the pool stays whole."""
+    if is_busy:
+        let_others_run(monkeypatch)
     dice = random.Random(1)
     async with Database(database_url, pool_size=3) as database:
 
@@ -206,6 +223,43 @@ async def test_cancelled_calls_cross_no_replies(database_url: str) -> None:
             for number, answer in enumerate(answers):
                 assert isinstance(answer, asyncio.CancelledError) or answer == turn * 10 + number
         assert await asyncio.gather(*(ask(number) for number in range(20))) == list(range(20))
+
+
+@pytest.mark.parametrize("is_lent", [False, True], ids=["idle", "lent to somebody who still has it"])
+async def test_closing_leaves_no_connection_open(database: Database, database_url: str, is_lent: bool) -> None:
+    closing = Database(database_url + "&application_name=closing")
+
+    async def is_gone() -> bool:
+        return not await rows(database, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'closing'")
+
+    async def use() -> None:
+        async with closing.statement() as connection:
+            await connection.execute(text("SELECT 1"))
+            assert not await is_gone()
+            if is_lent:
+                await closing.close()
+                await until(is_gone)
+
+    with suppress(EngineUnavailableError):
+        await use()
+    await closing.close()
+    await until(is_gone)
+
+
+async def test_a_use_that_is_cancelled_leaves_no_connection_open_once_the_pool_is_closed(
+    database: Database, database_url: str
+) -> None:
+    async def use() -> None:
+        async with Database(database_url + "&application_name=cancelled") as cancelled:
+            await transact(cancelled, "SELECT 1")
+
+    async def is_gone() -> bool:
+        return not await rows(database, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'cancelled'")
+
+    async for _ in cancelled_everywhere(use):
+        # What libpq had begun to open when it was cancelled ends as garbage; nothing warns of that, and nothing has to close it.
+        gc.collect()
+        await until(is_gone)
 
 
 async def test_the_server_ends_a_transaction_whose_process_says_no_more(database_url: str, database: Database) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mollifier.errors import EngineUnavailableError, InvalidRequestError
 from mollifier.postgres.database import Database
 from mollifier.postgres.flags import GlobalFlags
-from tests.postgres.support import Outage, until
+from tests.postgres.support import Outage, cancelled_everywhere, until
 
 
 @pytest.fixture
@@ -24,6 +24,19 @@ async def test_flags_are_set_replaced_and_unset_by_name(flags: GlobalFlags) -> N
     assert await flags.unset("a") == {"b": None}
     assert await flags.unset("a") == {"b": None}
     assert await flags.set({}) == {"b": None}
+
+
+async def test_setting_flags_that_is_cancelled_ends_cancelled_and_costs_nobody_else_a_connection(
+    database_url: str,
+) -> None:
+    async with Database(database_url, pool_size=1) as database:
+        flags = GlobalFlags(database)
+        await database.ping()
+
+        async for _ in cancelled_everywhere(lambda: flags.set({"a": 1, "b": 2})):
+            await database.ping()
+
+        assert flags.current == {"a": 1, "b": 2}
 
 
 async def test_a_name_that_cannot_be_stored_is_refused_and_nothing_is_set(flags: GlobalFlags) -> None:

@@ -19,13 +19,13 @@ async def record_tasks(database: Database, modules: Mapping[str, str]) -> None:
     """Record that these tasks (by id, with the module that defines each) can be executed."""
     if not modules:
         return
-    statement = insert(tasks)
+    # One statement: the driver's `executemany`, cancelled at the wrong moment, leaves a connection that nobody can use.
+    statement = insert(tasks).values([{"id": task_id, "module": module} for task_id, module in sorted(modules.items())])
     statement = statement.on_conflict_do_update(
         index_elements=[tasks.c.id], set_={"module": statement.excluded.module, "recorded_at": func.now()}
     )
-    rows = [{"id": task_id, "module": module} for task_id, module in sorted(modules.items())]
     async with database.transaction() as connection:
-        await connection.execute(statement, rows)
+        await connection.execute(statement)
 
 
 class PostgresTaskCatalog:

@@ -49,9 +49,10 @@ class Database:
     def __init__(self, database_url: str, *, pool_size: int = POOL_SIZE, deadline_s: float = DEADLINE_S) -> None:
         self.conninfo = conninfo(database_url)
         self.deadline_s = deadline_s
+        self._connections: set[psycopg.AsyncConnection[Any]] = set()
         self._engine = create_async_engine(
             "postgresql+psycopg://",
-            async_creator=lambda: psycopg.AsyncConnection.connect(self.conninfo),
+            async_creator=self._connect,
             pool_size=pool_size,
             # A connection beyond the pool would be opened and closed for one use, at many times the cost of that use.
             max_overflow=0,
@@ -60,7 +61,6 @@ class Database:
             # Parameters are payloads: they stay out of messages, and so out of logs.
             hide_parameters=True,
         )
-        self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
         event.listen(self._engine.sync_engine, "checkout", _refuse_dead_connection)
 
     @asynccontextmanager
@@ -72,7 +72,7 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
         """Lend a connection for one transaction: it commits at the end, or rolls back when an exception leaves the block."""
-        async with self._lend(self._transactional.begin) as connection:
+        async with self._lend(self._begin) as connection:
             yield connection
 
     async def ping(self) -> None:
@@ -81,8 +81,13 @@ class Database:
             await connection.execute(text("SELECT 1"))
 
     async def close(self) -> None:
-        """Close the pool."""
-        await self._engine.dispose()
+        """Close every connection, those that somebody still has and those that a cancelled use took out of the pool too."""
+        try:
+            await self._engine.dispose()
+        finally:
+            for connection in self._connections:
+                await connection.close()
+            self._connections.clear()
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,6 +104,25 @@ class Database:
         """
         async with asyncio.timeout(self.deadline_s + STOP_S), asyncio.timeout(self.deadline_s):
             yield
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncGenerator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            try:
+                # Here, where the connection has somebody who gives it back, for this may be cancelled. An engine with the option sets it before.
+                await connection.execution_options(isolation_level="READ COMMITTED")
+            except BaseException:
+                # Half set, it would go back to the pool as one whose statements are never committed.
+                await connection.invalidate()
+                raise
+            async with connection.begin():
+                yield connection
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        connection = await psycopg.AsyncConnection.connect(self.conninfo)
+        # As many as the pool is large, and a few that are closed.
+        self._connections = {one for one in self._connections if not one.closed} | {connection}
+        return connection
 
     @asynccontextmanager
     async def _lend(self, source: Callable[[], Any]) -> AsyncGenerator[AsyncConnection]:
@@ -179,9 +203,13 @@ def _first_line(error: BaseException | None) -> str:
 def _refuse_dead_connection(connection: Any, _record: object, _proxy: object) -> None:
     """Have the pool replace connections whose server went away while they were idle, without asking it over the network.
 
-    An idle connection has nothing to read; one that does has been told of the server's end, or sees it.
+    An idle connection has nothing to read; one that does has been told of the server's end, or sees it. One that is closed was cancelled twice
+    in its last use.
     """
+    driver = connection.driver_connection
+    if driver.closed:
+        raise exc.DisconnectionError
     poll = select.poll()
-    poll.register(connection.driver_connection.fileno(), select.POLLIN)
+    poll.register(driver.fileno(), select.POLLIN)
     if poll.poll(0):
         raise exc.InvalidatePoolError

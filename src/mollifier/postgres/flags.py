@@ -45,12 +45,13 @@ class GlobalFlags:
         """Set these flags and leave the others; return all. Raises InvalidRequestError for a bad name."""
         rows = [{"name": checked_flag_name(name), "value": value} for name, value in sorted(values.items())]
         if rows:
-            statement = insert(feature_flags)
+            # One statement: see `record_tasks`.
+            statement = insert(feature_flags).values(rows)
             statement = statement.on_conflict_do_update(
                 index_elements=[feature_flags.c.name], set_={"value": statement.excluded.value}
             )
             async with self._database.transaction() as connection:
-                await connection.execute(statement, rows)
+                await connection.execute(statement)
         return await self.refresh()
 
     async def unset(self, name: str) -> FeatureFlags:

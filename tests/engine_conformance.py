@@ -190,8 +190,8 @@ async def test_a_snapshot_without_keys_finds_nothing(engine: RunEngine) -> None:
 async def test_a_reset_frees_the_key_once_and_leaves_it_readable(engine: RunEngine) -> None:
     run_id = await create(engine, idempotency_key="key", idempotency_expires_at=START + HOUR)
 
-    assert await engine.reset_idempotency_key(ENV, "echo", "key", START) is True
-    assert await engine.reset_idempotency_key(ENV, "echo", "key", START) is False
+    assert await engine.reset_idempotency_key(ENV, "echo", "key", START) == run_id
+    assert await engine.reset_idempotency_key(ENV, "echo", "key", START) is None
 
     assert await engine.find_by_keys(snapshot(idempotency_key="key")) is None
     assert (await read(engine, run_id)).snapshot.idempotency_key == "key"
@@ -200,7 +200,17 @@ async def test_a_reset_frees_the_key_once_and_leaves_it_readable(engine: RunEngi
 async def test_resetting_a_key_whose_lifetime_is_over_says_that_nothing_held_it(engine: RunEngine) -> None:
     await create(engine, idempotency_key="key", idempotency_expires_at=START + HOUR)
 
-    assert await engine.reset_idempotency_key(ENV, "echo", "key", START + HOUR) is False
+    assert await engine.reset_idempotency_key(ENV, "echo", "key", START + HOUR) is None
+
+
+async def test_a_key_that_is_to_be_freed_of_one_run_stays_another_runs(engine: RunEngine) -> None:
+    run_id = await create(engine, idempotency_key="key")
+
+    assert await engine.reset_idempotency_key(ENV, "echo", "key", START, run_id="run_other") is None
+
+    assert await engine.find_by_keys(snapshot(idempotency_key="key")) == Existing(run_id, by="idempotency_key")
+    assert await engine.reset_idempotency_key(ENV, "echo", "key", START, run_id=run_id) == run_id
+    assert await engine.find_by_keys(snapshot(idempotency_key="key")) is None
 
 
 async def test_a_cancelled_run_keeps_its_key(engine: RunEngine) -> None:
@@ -390,7 +400,7 @@ async def test_a_run_of_another_environment_does_not_exist_for_any_operation(eng
     assert await engine.add_tags(OTHER_ENV, run_id, ["b"]) is None
     assert await engine.change_metadata(OTHER_ENV, run_id, [operation]) is None
     assert await engine.reschedule_run(OTHER_ENV, run_id, 2 * HOUR, START) is None
-    assert await engine.reset_idempotency_key(OTHER_ENV, "echo", "key", START) is False
+    assert await engine.reset_idempotency_key(OTHER_ENV, "echo", "key", START) is None
     assert await read(engine, run_id) == before
 
 

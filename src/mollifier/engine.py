@@ -144,8 +144,10 @@ class RunEngine(Protocol):
         """Move a delayed run to `delay` (from `at` when a duration). Raises ConflictError when it is not delayed."""
         ...
 
-    async def reset_idempotency_key(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
-        """Free the key; False when nothing held it."""
+    async def reset_idempotency_key(
+        self, env_id: str, task_id: str, key: str, at: datetime, *, run_id: str | None = None
+    ) -> str | None:
+        """Free the key, with `run_id` only if that run holds it; return the run that held it, None when none did."""
         ...
 
     async def create_batch(self, batch: Batch) -> CreateOutcome:

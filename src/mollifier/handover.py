@@ -15,7 +15,8 @@ after that. The mark is never taken off, for a creation that was given up may st
 2. After the mark the entry stands still. A change then first creates the run from the entry, as the drainer is about to do (the
    run id lets one of them insert and has the others find it there; a cancellation inserts it cancelled), and takes effect when the engine makes it to the row, where it meets
    later changes in the order of the row's lock. This is helping, as in lock-free algorithms (Herlihy, "Wait-free Synchronization"):
-   nobody waits for a drainer that may be slow or dead.
+   nobody waits for a drainer that may be slow or dead. Freeing the run's key is such a change, and the key's binding in the buffer goes
+   last: until it has gone, nobody makes another run with the key.
 3. A read takes effect when it finds the row or, finding none, at that look: what the entry then says was accepted before the mark
    and is in whatever row appears. No read shows a change that a later one does not, and a change made to a row has every older one
    before it, without a question to the buffer.

@@ -29,6 +29,7 @@ from mollifier.model import (
     KEY_FREEING_STATUSES,
     Entry,
     EntryKind,
+    EntryState,
     Environment,
     MetadataOperation,
     Run,
@@ -157,35 +158,26 @@ class Runs:
         )
 
     async def reset_idempotency_key(self, environment: Environment, task_id: str, key: str) -> bool:
-        """Free the key in both stores; False when nothing held it.
+        """Free the key in both stores; False when nothing held it. Of several at the same moment more than one may find that it was held.
 
         Raises before anything is freed, or with the held run's binding still in its place: whoever tries again finds what held it.
         """
-        now = self._clock()
+        reset = patches.ResetKey(self._clock())
+        if (buffer := self._holding()) is None:
+            return await self._engine.reset_idempotency_key(environment.id, task_id, key, reset.at) is not None
         digest = idempotency_digest(environment.id, task_id, key)
-        buffer, changes = self._holding(), self._changes
-        if buffer is None or changes is None:
-            return await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
         # Found out before anything is freed: a buffer that cannot be asked may hold a run with the key.
-        run_id = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
-        freed = await self._engine.reset_idempotency_key(environment.id, task_id, key, now)
-        if run_id is None:
-            return freed
-        entry = await self._held_entry(buffer, environment, run_id)
-        # A run that has expired has freed its key, as a created one does, whether or not the drainer has come to it.
-        while entry is not None and self._status(entry, now) not in KEY_FREEING_STATUSES:
-            reset = patches.ResetKey(now)
-            match await changes.append(entry, reset, unbind=(digest,)):
-                case Entry() as changed:
-                    if handover.is_taken(entry):
-                        await changes.hand_over(changed)
-                    return True
-                case "changed":
-                    entry = await self._held_entry(buffer, environment, entry.run_id)
-                case _:
-                    break
-        # The drainer may have created the run and let go of the key between the looks.
-        return await self._engine.reset_idempotency_key(environment.id, task_id, key, now) or freed
+        bound = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
+        created = await self._engine.reset_idempotency_key(environment.id, task_id, key, reset.at)
+        freed = created is not None
+        if bound is not None:
+            freed = await self._let_go(environment, task_id, key, bound, reset) or freed
+        if created is not None and created != bound:
+            # Held and created since the first look, it answers by its binding until that has gone too.
+            bound = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
+            if bound == created:
+                await self._let_go(environment, task_id, key, created, reset)
+        return freed
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -274,6 +266,44 @@ class Runs:
         except NonRetryableError as error:
             _report(entry.run_id, error)
             return None
+
+    async def _let_go(
+        self, environment: Environment, task_id: str, key: str, run_id: str, reset: patches.ResetKey
+    ) -> bool:
+        """Free the key of a run that is bound to it in the buffer, wherever that run is by now; False when it no longer held it.
+
+        Nobody else's key is freed: others may have reset it meanwhile, and triggered anew. The binding is the last to go, for it keeps
+        others from making a run with the key. So whoever sets out to create the run after that creates it without the key, and where
+        somebody may have set out before, it is created first.
+        """
+        buffer, changes = self._buffer, self._changes
+        if buffer is None or changes is None:
+            return False
+        digest = idempotency_digest(environment.id, task_id, key)
+        freed = False
+        entry = await self._held_entry(buffer, environment, run_id)
+        # A run that has expired has freed its key, as a created one does, whether or not the drainer has come to it.
+        while entry is not None and self._status(entry, reset.at) not in KEY_FREEING_STATUSES:
+            if handover.is_taken(entry) and entry.state in (EntryState.QUEUED, EntryState.DRAINING):
+                if not await changes.hand_over(entry):
+                    raise EngineUnavailableError(f"{run_id}, which holds the key, cannot be created yet; try again")
+                freed = await self._reset_created(environment, task_id, key, run_id, reset) or freed
+            match await changes.append(entry, reset, unbind=(digest,)):
+                case Entry():
+                    return True
+                case "changed":
+                    entry = await self._held_entry(buffer, environment, run_id)
+                case _:
+                    break
+        # The drainer may have created the run and let go of the key between the looks.
+        return await self._reset_created(environment, task_id, key, run_id, reset) or freed
+
+    async def _reset_created(
+        self, environment: Environment, task_id: str, key: str, run_id: str, reset: patches.ResetKey
+    ) -> bool:
+        """Free the key in the engine if that run holds it there; return whether it did."""
+        engine = self._engine
+        return await engine.reset_idempotency_key(environment.id, task_id, key, reset.at, run_id=run_id) is not None
 
     def _status(self, entry: Entry, now: datetime) -> RunStatus:
         """Return the held run's status; one that cannot be read is about to fail."""

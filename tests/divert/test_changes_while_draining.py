@@ -17,6 +17,7 @@ from mollifier.facade import Mollifier
 from mollifier.model import Entry, MetadataOperation, Run, RunFilter, RunStatus
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.engine import PostgresRunEngine
+from mollifier.runs import Runs
 from tests.divert.conftest import ENVIRONMENT, House
 
 pytestmark = pytest.mark.leaves_keys
@@ -61,6 +62,11 @@ async def get(house: House, run_id: str) -> Run:
 async def listed(house: House, run_id: str) -> Run:
     (run,) = [run for run in (await house.runs.list(ENVIRONMENT, RunFilter())).runs if run.id == run_id]
     return run
+
+
+def with_engine(house: House, engine: type[PostgresRunEngine]) -> Runs:
+    """Return what changes runs in a process of its own, with an engine of this kind."""
+    return Runs(engine(house.database), house.buffer, lambda: house.settings, house.clock)
 
 
 async def settle(house: House, entry: Entry) -> None:
@@ -118,6 +124,99 @@ async def test_a_reset_while_the_entry_is_popped_frees_the_key_in_both_stores(ho
     assert await holding.trigger_all(idempotency_key="k") == (other, True)
     statuses = [(await get(holding, one)).status for one in (run_id, other)]
     assert statuses == [RunStatus.QUEUED] * 2
+
+
+async def test_a_key_that_is_being_reset_stays_its_runs_until_that_run_is_created_without_it(holding: House) -> None:
+    run_id = await holding.trigger(idempotency_key="k")
+    entry = await pop(holding)
+    meanwhile: list[tuple[str, bool]] = []
+
+    class Slow(PostgresRunEngine):
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+            meanwhile.append(await holding.trigger_all(idempotency_key="k"))
+            return await super().create_held_runs(creations)
+
+    assert await with_engine(holding, Slow).reset_idempotency_key(ENVIRONMENT, "echo", "k")
+
+    assert meanwhile == [(run_id, True)]
+    other, cached = await holding.trigger_all(idempotency_key="k")
+    assert (other != run_id, cached) == (True, False)
+    await settle(holding, entry)
+    await holding.drain()
+    assert [(await get(holding, one)).status for one in (run_id, other)] == [RunStatus.QUEUED] * 2
+
+
+async def test_a_reset_that_meets_a_run_which_cannot_be_created_yet_changes_nothing_and_can_be_made_again(
+    holding: House,
+) -> None:
+    run_id = await holding.trigger(idempotency_key="k")
+    entry = await pop(holding)
+
+    class Away(PostgresRunEngine):
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+            raise EngineUnavailableError("away")
+
+    with pytest.raises(EngineUnavailableError, match=run_id):
+        await with_engine(holding, Away).reset_idempotency_key(ENVIRONMENT, "echo", "k")
+
+    assert await holding.trigger_all(idempotency_key="k") == (run_id, True)
+    assert await holding.buffer.get_entry(entry.org_id, run_id) == msgspec.structs.replace(entry, dwell_ms=0)
+    await settle(holding, entry)
+    assert await holding.trigger_all(idempotency_key="k") == (run_id, True)
+    assert await holding.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
+    assert (await holding.trigger_all(idempotency_key="k"))[0] != run_id
+
+
+async def test_a_reset_frees_the_key_in_both_stores_of_a_run_that_was_held_and_created_while_it_looked(
+    holding: House,
+) -> None:
+    held: list[tuple[str, Entry]] = []
+
+    class Slow(PostgresRunEngine):
+        async def reset_idempotency_key(
+            self, env_id: str, task_id: str, key: str, at: datetime, *, run_id: str | None = None
+        ) -> str | None:
+            if not held:
+                held.append((await holding.trigger(idempotency_key="k"), await pop(holding)))
+                assert await holding.mollifier.drain_handler()([held[0][1]]) == [None]
+            return await super().reset_idempotency_key(env_id, task_id, key, at, run_id=run_id)
+
+    assert await with_engine(holding, Slow).reset_idempotency_key(ENVIRONMENT, "echo", "k")
+
+    (run_id, entry), *_ = held
+    other, cached = await holding.trigger_all(idempotency_key="k")
+    assert (other != run_id, cached) == (True, False)
+    await settle(holding, entry)
+    assert await holding.trigger_all(idempotency_key="k") == (other, True)
+    await holding.drain()
+    assert await holding.trigger_all(idempotency_key="k") == (other, True)
+
+
+async def test_a_reset_that_comes_late_frees_no_key_of_a_run_that_was_triggered_meanwhile(
+    holding: House,
+) -> None:
+    """Its run has been created and let go of by its drainer, and freed by itself, before another run takes the key."""
+    run_id = await holding.trigger(idempotency_key="k")
+    entry = await pop(holding)
+    assert await holding.mollifier.drain_handler()([entry]) == [None]
+    others: list[tuple[str, bool]] = []
+
+    class Slow(PostgresRunEngine):
+        async def reset_idempotency_key(
+            self, env_id: str, task_id: str, key: str, at: datetime, *, run_id: str | None = None
+        ) -> str | None:
+            freed = await super().reset_idempotency_key(env_id, task_id, key, at, run_id=run_id)
+            if not others:
+                assert await holding.buffer.ack(entry) == "held"
+                await holding.calm()
+                others.append(await holding.trigger_all(idempotency_key="k"))
+            return freed
+
+    assert await with_engine(holding, Slow).reset_idempotency_key(ENVIRONMENT, "echo", "k")
+
+    (other, cached), *_ = others
+    assert (other != run_id, cached) == (True, False)
+    assert await holding.trigger_all(idempotency_key="k") == (other, True)
 
 
 async def test_an_older_change_never_overwrites_a_newer_one(holding: House) -> None:

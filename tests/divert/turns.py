@@ -21,12 +21,13 @@ class Turns:
         self._choose = choose
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._moved = asyncio.Event()
+        self._is_broken_off = False
         self.step = 0
 
     async def turn(self) -> None:
-        """Wait for the calling actor's turn; outside of actors there is nothing to wait for."""
+        """Wait for the calling actor's turn; outside of actors, and after a play that was broken off, there is nothing to wait for."""
         name = _actor.get("")
-        if name:
+        if name and not self._is_broken_off:
             self._waiting[name] = asyncio.get_running_loop().create_future()
             self._moved.set()
             await self._waiting[name]
@@ -44,6 +45,10 @@ class Turns:
                     name = self._choose(sorted(self._waiting))
                     self.step += 1
                     self._waiting.pop(name).set_result(None)
+        except BaseException:
+            # What an actor gives back when it is cancelled, it gives back at once.
+            self._is_broken_off = True
+            raise
         finally:
             for task in tasks.values():
                 task.cancel()

@@ -69,8 +69,10 @@ class MemoryRunEngine:
     async def reschedule_run(self, env_id: str, run_id: str, delay: timedelta | datetime, at: datetime) -> Run | None:
         return self.runs.reschedule(env_id, run_id, delay, at, self.clock())
 
-    async def reset_idempotency_key(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
-        return self.runs.reset(env_id, task_id, key, at)
+    async def reset_idempotency_key(
+        self, env_id: str, task_id: str, key: str, at: datetime, *, run_id: str | None = None
+    ) -> str | None:
+        return self.runs.reset(env_id, task_id, key, at, run_id)
 
     async def create_batch(self, batch: Batch) -> CreateOutcome:
         return self.batches.create(batch)

@@ -229,16 +229,16 @@ class RunTable:
             row.update(delayed_until=due_at, due_at=due_at, expires_at=expiry(due_at, row["ttl_s"]), updated_at=now)
         return self.get(env_id, run_id, now)
 
-    def reset(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
-        """Free an idempotency key; tell whether anything held it."""
+    def reset(self, env_id: str, task_id: str, key: str, at: datetime, run_id: str | None) -> str | None:
+        """Free an idempotency key, given a run only if that holds it; return what held it."""
         holder = self._slots.get(("idempotency_slot", env_id, task_slot(task_id, key) or b""))
-        if holder is None:
-            return False
+        if holder is None or holder != (run_id or holder):
+            return None
         row = self.rows[holder]
         expires_at: datetime | None = row["idempotency_expires_at"]
         self._free(row, "idempotency_slot")
         row.update(idempotency_expires_at=min(filter(None, (expires_at, at)), default=None), updated_at=at)
-        return expires_at is None or expires_at > at
+        return holder if expires_at is None or expires_at > at else None
 
     # --- what workers do -------------------------------------------------------------------------------------------
 

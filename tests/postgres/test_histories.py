@@ -113,8 +113,8 @@ async def test_keys_answer_as_their_model_in_any_history(
                     open_runs.add(snap.run_id)
             case Reset(key):
                 bound = model.idempotency.pop(key, None)
-                was_held = bound is not None and bound[1] > clock.now
-                assert await engine.reset_idempotency_key("env_ours", "echo", key, clock.now) == was_held
+                holder = bound[0] if bound is not None and bound[1] > clock.now else None
+                assert await engine.reset_idempotency_key("env_ours", "echo", key, clock.now) == holder
             case Cancel() if newest is not None:
                 await engine.cancel_run("env_ours", newest, clock.now)
                 open_runs.discard(newest)

@@ -162,9 +162,11 @@ class SimulatedEngine(MemoryRunEngine):
             "reschedule_run", run_id, {}, lambda now: self.runs.reschedule(env_id, run_id, delay, at, now)
         )
 
-    async def reset_idempotency_key(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
+    async def reset_idempotency_key(
+        self, env_id: str, task_id: str, key: str, at: datetime, *, run_id: str | None = None
+    ) -> str | None:
         args = {"env_id": env_id, "key": key}
-        return await self._ask("reset_key", [], args, lambda: self.runs.reset(env_id, task_id, key, at))
+        return await self._ask("reset_key", [], args, lambda: self.runs.reset(env_id, task_id, key, at, run_id))
 
     # --- the way ---------------------------------------------------------------------------------------------------
 

@@ -59,12 +59,12 @@ _RESET = text(
     """
     WITH holder AS (
         SELECT id, idempotency_expires_at FROM runs
-        WHERE environment_id = :env_id AND idempotency_slot = :slot FOR UPDATE
+        WHERE environment_id = :env_id AND idempotency_slot = :slot AND id = coalesce(:run_id, id) FOR UPDATE
     )
     UPDATE runs
     SET idempotency_slot = NULL, idempotency_expires_at = least(runs.idempotency_expires_at, :at), updated_at = :at
     FROM holder WHERE runs.id = holder.id
-    RETURNING holder.idempotency_expires_at
+    RETURNING holder.id, holder.idempotency_expires_at
     """
 )
 T = TypeVar("T")
@@ -253,12 +253,15 @@ class PostgresRunEngine:
                 connection, env_id, run_id, delayed_until=due_at, due_at=due_at, expires_at=expiry(due_at, row["ttl_s"])
             )
 
-    async def reset_idempotency_key(self, env_id: str, task_id: str, key: str, at: datetime) -> bool:
+    async def reset_idempotency_key(
+        self, env_id: str, task_id: str, key: str, at: datetime, *, run_id: str | None = None
+    ) -> str | None:
         """Free the key, in one round trip."""
-        parameters = {"env_id": env_id, "slot": task_slot(task_id, key), "at": at}
+        parameters = {"env_id": env_id, "slot": task_slot(task_id, key), "at": at, "run_id": run_id}
         async with self._database.statement() as connection:
             row = (await connection.execute(_RESET, parameters)).one_or_none()
-        return row is not None and (row[0] is None or row[0] > at)
+        was_held = row is not None and (row.idempotency_expires_at is None or row.idempotency_expires_at > at)
+        return row.id if row is not None and was_held else None
 
     async def create_batch(self, batch: Batch) -> CreateOutcome:
         """Create the batch, in one round trip where nothing is in the way."""

@@ -73,6 +73,8 @@ async def develop(
         async with running(
             stack, environment, admin_token=credentials.admin_token, output=log, ports=[port]
         ) as processes:
+            async with Database(stack.database_url, pool_size=1) as database:
+                await processes.tasks_recorded(database)
             addresses = Addresses(
                 url=processes.api_urls[0],
                 api_key=credentials.tenant.api_key,

@@ -20,10 +20,13 @@ from typing import Any, NoReturn, TypeVar
 
 import aiohttp
 import uvloop
+from sqlalchemy import func, select
 
 from mollifier.child_environment import ChildEnvironment
 from mollifier.embedded import Stack
 from mollifier.errors import MollifierError, SettingsError
+from mollifier.postgres.database import Database
+from mollifier.postgres.tables import tasks
 from mollifier.rollout import Mode
 
 HOST = "127.0.0.1"
@@ -122,6 +125,10 @@ class Processes:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             for url in self.api_urls:
                 await self.alongside(_until_ready(session, url), START_S, f"the API at {url} did not get ready")
+
+    async def tasks_recorded(self, database: Database) -> None:
+        """Return when a worker has recorded its tasks: before that every trigger is a 404. Raises ProcessError as `ready` does."""
+        await self.alongside(_until_recorded(database), START_S, "the worker did not record its tasks")
 
     async def alongside(self, work: Coroutine[Any, Any, T], limit_s: float | None = None, failure: str = "") -> T:
         """Do the work while the processes run. Raises ProcessError as soon as one ends, and with `failure` when the time is up."""
@@ -225,6 +232,14 @@ async def _until_ready(session: aiohttp.ClientSession, url: str) -> None:
             async with session.get(f"{url}/readyz") as response:
                 if response.status == _OK:
                     return
+        await asyncio.sleep(_TURN_S)
+
+
+async def _until_recorded(database: Database) -> None:
+    while True:
+        async with database.statement() as connection:
+            if (await connection.execute(select(func.count()).select_from(tasks))).scalar_one():
+                return
         await asyncio.sleep(_TURN_S)
 
 

@@ -65,6 +65,16 @@ def test_the_key_is_ready_and_the_demo_tasks_run(address: dict[str, str]) -> Non
         assert call(address, "GET", path)["output"] == output
 
 
+def test_it_says_nothing_before_its_tasks_can_be_triggered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module takes longer to import than the API takes to get ready."""
+    (tmp_path / "slow_tasks.py").write_text(
+        "import time\n\ntime.sleep(3)\n\n\ndef slow(payload):\n    return payload\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with started("dev", "--port", 0, "--data", tmp_path / "data", "--json", tasks="slow_tasks") as process:
+        assert call(ready(process), "POST", "/api/v1/tasks/slow/trigger", {"payload": 1})["id"]
+
+
 def test_a_trace_is_played_against_what_runs_already(address: dict[str, str], folder: Path, trace: Path) -> None:
     log = folder / "mollifier.log"
     ended = mollifier("replay", trace, *against(address), "--log-file", log, "--envs", 2, "--json")

@@ -8,19 +8,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import func, select
-
 from mollifier.embedded import EmbeddedStack, Stack
 from mollifier.flags import ORG_FLAG
 from mollifier.model import Tenant
 from mollifier.play.evidence import connections_received
 from mollifier.play.session import System
-from mollifier.play.waiting import until
 from mollifier.postgres.database import Database
 from mollifier.postgres.migrate import migrate_async
-from mollifier.postgres.tables import tasks
 from mollifier.postgres.tenants import Tenants
-from mollifier.processes import START_S, ChildEnvironment, ProcessError, Processes, running
+from mollifier.processes import ChildEnvironment, Processes, running
 
 Progress = Callable[[str], object]
 T = TypeVar("T")
@@ -67,7 +63,7 @@ async def embedded_stage(
             async with running(
                 stack, environment, admin_token=admin_token, output=log, ports=[0] * replicas
             ) as processes:
-                await tasks_recorded(database, processes)
+                await processes.tasks_recorded(database)
                 system = System(
                     api_urls=processes.api_urls,
                     admin_token=admin_token,
@@ -97,15 +93,3 @@ async def add_environment(tenants: Tenants, beside: Tenant, name: str) -> Tenant
     environment = await tenants.create_environment(beside.project_id, name)
     key = await tenants.create_key(environment.id)
     return Tenant(org_id=beside.org_id, project_id=beside.project_id, env_id=environment.id, api_key=key.secret)
-
-
-async def tasks_recorded(database: Database, processes: Processes) -> None:
-    """Wait until the worker has recorded its tasks: before that every trigger is a 404. Raises ProcessError when it ends or takes too long."""
-
-    async def recorded() -> bool:
-        async with database.statement() as connection:
-            return bool((await connection.execute(select(func.count()).select_from(tasks))).scalar_one())
-
-    recording = until(recorded, bool, lambda _: START_S)
-    if not await processes.alongside(recording):
-        raise ProcessError(f"the worker did not record its tasks within {START_S:g} s")

@@ -21,7 +21,7 @@ from mollifier.errors import BufferUnavailableError
 from mollifier.model import FINAL_STATUSES, RunError, Tenant
 from mollifier.play.client import Marker
 from mollifier.play.proxy import HOST, Proxy
-from mollifier.play.stage import Organization, make_tenants, tasks_recorded
+from mollifier.play.stage import Organization, make_tenants
 from mollifier.play.torture.accounts import Accounts, RunRow, close
 from mollifier.play.torture.callers import CALL_TIMEOUT_S, Callers
 from mollifier.play.torture.chaos import Chaos, Links
@@ -139,7 +139,7 @@ async def run_torture(
         fleet = Fleet(processes)
         urls = await fleet.start(workers=WORKERS, apis=APIS)
         async with Database(stack.database_url, pool_size=2) as database:
-            await tasks_recorded(database, processes)
+            await processes.tasks_recorded(database)
         redis = connect(stack.redis_url)
         at_end.push_async_callback(redis.aclose)
         server = Server(redis)

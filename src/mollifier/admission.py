@@ -118,15 +118,13 @@ class Admission:
                 is_asked = not isinstance(outage, EngineNotAskedError)
                 over_cap = "fail" if is_asked else "create"
                 answers.update(await self._hold(snapshots, places, claim, over_cap=over_cap, tried=tried))
-                homeless = [place for place in places if place not in answers]
-                if is_asked and homeless:
+                if is_asked and len(answers) < len(places):
                     raise
-                answers.update(await self._create(self._engine, snapshots, homeless, emits))
             else:
                 over_cap = "reject" if rejects and len(places) == 1 else "create"
                 answers.update(await self._hold(snapshots, sorted(to_hold), claim, over_cap=over_cap))
-                homeless = [place for place in places if place not in answers]
-                answers.update(await self._create(self._engine, snapshots, homeless, emits))
+            homeless = [place for place in places if place not in answers]
+            answers.update(await self._create(self._engine, snapshots, homeless, emits))
         except Exception:
             # What is held stays held without an answer: an audit that misses its event would miss the entry.
             for triggered in answers.values():

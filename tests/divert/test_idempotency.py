@@ -162,6 +162,15 @@ async def test_a_held_run_that_finds_its_key_taken_is_created_cancelled_and_name
     assert "run_rival" in created.error.message
 
 
+async def trigger_through(engine: PostgresRunEngine, house: House) -> tuple[str, bool]:
+    """Trigger with the key at another process of the house's, whose engine this is."""
+    mollifier = Mollifier(lambda: house.settings, engine=engine, tasks=PostgresTaskCatalog(house.database))
+    request = TriggerRequest(task_id="echo", payload=b"1", idempotency_key="k")
+    triggered = await mollifier.triggers.trigger(ENVIRONMENT, request)
+    await mollifier.aclose()
+    return triggered.result.run_id, triggered.result.is_cached
+
+
 @pytest.mark.parametrize("is_other_held", [True, False])
 async def test_a_claim_that_runs_out_in_the_middle_of_its_trigger_makes_no_second_run(
     holding: House, is_other_held: bool
@@ -181,14 +190,7 @@ async def test_a_claim_that_runs_out_in_the_middle_of_its_trigger_makes_no_secon
             holding.settings = replace(holding.settings, enabled=True)
             return found
 
-    mollifier = Mollifier(
-        lambda: holding.settings, engine=Slow(holding.database), tasks=PostgresTaskCatalog(holding.database)
-    )
-    request = TriggerRequest(task_id="echo", payload=b"1", idempotency_key="k")
-    triggered = await mollifier.triggers.trigger(ENVIRONMENT, request)
-    await mollifier.aclose()
-
-    assert (triggered.result.run_id, triggered.result.is_cached) == (others[0], True)
+    assert await trigger_through(Slow(holding.database), holding) == (others[0], True)
     await holding.drain()
     assert await all_ids(holding) == others
 
@@ -205,16 +207,11 @@ async def test_a_claimant_that_was_taken_for_dead_and_comes_back_makes_no_second
             others.extend([await holding.trigger_all(idempotency_key="k") for _ in range(2)])
             return found
 
-    mollifier = Mollifier(
-        lambda: holding.settings, engine=Stopped(holding.database), tasks=PostgresTaskCatalog(holding.database)
-    )
-    request = TriggerRequest(task_id="echo", payload=b"1", idempotency_key="k")
-    triggered = await mollifier.triggers.trigger(ENVIRONMENT, request)
-    await mollifier.aclose()
+    answer = await trigger_through(Stopped(holding.database), holding)
 
     first = others[0][0]
     assert others == [(first, False), (first, True)]
-    assert (triggered.result.run_id, triggered.result.is_cached) == (first, True)
+    assert answer == (first, True)
     assert (await holding.buffer.counts()).left == 0
     assert await all_ids(holding) == [first]
     assert await execute(holding.client, "GET", key) == b"doubt"

@@ -66,8 +66,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         `mode` is None when it is not known. `has_burst` says that the calls have a burst in them which the gate has to see.
         """
         rules = (self._calls(), self._runs(), self._buffer(), self._sample(), self._mode(mode))
-        rules += (self._proof(mode, has_burst=has_burst),)
-        return tuple(finding for rule in rules for finding in rule)
+        proof = self._proof(mode) if has_burst else ()
+        return tuple(finding for rule in (*rules, proof) for finding in rule)
 
     def _calls(self) -> Iterator[str]:
         if self.offered != self.accepted + self.rejected + self.errors:
@@ -134,17 +134,17 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             case None:
                 pass
 
-    def _proof(self, mode: Mode | None, *, has_burst: bool) -> Iterator[str]:
-        """A play that proves nothing of what its mode is about. A trace may have no burst in it, and then nothing is held."""
+    def _proof(self, mode: Mode | None) -> Iterator[str]:
+        """A play with a burst in it that proves nothing of what its mode is about."""
         held = self._to_be_held
         match mode:
-            case Mode.SHADOW if has_burst and not self.would_mollify:
+            case Mode.SHADOW if not self.would_mollify:
                 yield f"there was a burst, and yet not one would_mollify event: this proves nothing of the gate{self._survived}"
-            case Mode.MONITOR if has_burst and not held:
+            case Mode.MONITOR if not held:
                 yield f"there was a burst, and yet nothing was copied to the buffer: this proves nothing of it{self._survived}"
-            case Mode.DIVERT if has_burst and not held:
+            case Mode.DIVERT if not held:
                 yield f"there was a burst, and yet nothing was held: this proves nothing of held runs{self._survived}"
-            case Mode.DIVERT if has_burst:
+            case Mode.DIVERT:
                 if not self.sampled_tagged:
                     yield f"none of {self.sampled or 0} sampled runs was tagged while it was held"
                 if not self.sampled_cancelled:

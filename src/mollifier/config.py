@@ -40,7 +40,7 @@ HELP: Mapping[str, str] = {
     "request_limit_window_s": "length of that window in seconds",
     "worker_metrics_port": "port on which a worker serves its metrics to Prometheus, on every IPv4 address of its machine; unset, it does not",
     "enabled": "the kill switch: off, neither gate nor buffer is touched",
-    "drainer_enabled": "whether workers drain the buffer; unset, it follows ENABLED",
+    "drainer_enabled": "whether workers drain the buffer and an API looks for held runs; unset, it follows ENABLED",
     "shadow_mode": "watch organizations whose flag is off: log what would be held, hold nothing",
     "divert": "hold triggers in the buffer instead of only copying them there",
     "partitions": "hash slots the buffer is spread over; fixed at the buffer's first boot",

@@ -23,7 +23,7 @@ from mollifier.model import Tenant
 from mollifier.observability import Observability, configure_telemetry
 from mollifier.postgres.database import Database
 from mollifier.postgres.tenants import Tenants
-from tests.http.conftest import Api, Start, count_runs, fields_of
+from tests.http.conftest import PARTITIONS, Api, Diverting, Start, count_runs, fields_of
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 DECISIONS = "mollifier_decisions_total"
@@ -96,6 +96,34 @@ async def test_switched_off_it_opens_no_connection_and_counts_nothing(
         assert await decisions(api) == {}
     assert await connections(redis_client) == before
     assert await keys(redis_client) == []
+
+
+async def test_switched_off_a_held_run_is_not_found_and_not_changed_until_it_is_drained(
+    start: Start, diverting: Diverting, redis_url: str
+) -> None:
+    run_id = await diverting.held()
+    async with start(enabled=False, redis_url=redis_url, partitions=PARTITIONS) as off:
+        assert (await off.get(diverting.tenant, f"/api/v3/runs/{run_id}")).status_code == 404
+        assert (await off.get(diverting.tenant, "/api/v1/runs")).json()["data"] == []
+        assert (await off.post(diverting.tenant, f"/api/v2/runs/{run_id}/cancel")).status_code == 404
+        assert (await diverting.run(run_id))["status"] == "QUEUED"
+        await diverting.drain()
+        assert (await off.run(diverting.tenant, run_id))["status"] == "QUEUED"
+
+
+async def test_switched_off_where_draining_is_on_a_held_run_is_read_listed_and_cancelled(
+    start: Start, diverting: Diverting, redis_url: str, database: Database
+) -> None:
+    run_id = await diverting.held()
+    async with start(enabled=False, drainer_enabled=True, redis_url=redis_url, partitions=PARTITIONS) as off:
+        assert (await off.run(diverting.tenant, run_id))["status"] == "QUEUED"
+        listed = (await off.get(diverting.tenant, "/api/v1/runs")).json()["data"]
+        assert [run["id"] for run in listed] == [run_id]
+        assert await count_runs(database) == 0
+        assert (await off.post(diverting.tenant, f"/api/v2/runs/{run_id}/cancel")).status_code == 200
+        await diverting.drain()
+        assert (await off.run(diverting.tenant, run_id))["status"] == "CANCELED"
+        assert await count_runs(database) == 1
 
 
 async def test_enabled_without_a_server_it_does_nothing(start: Start, enrolled: Tenant, database: Database) -> None:

@@ -38,7 +38,7 @@ def demo(*, mode: ModeOption = None, as_json: Json = False) -> None:
     Starts a real Valkey and a real Postgres, the API and a worker. One organization then fires a burst of triggers through the HTTP API
     while four others go about their business. Prints what was decided, buffered, drained and executed, and checks that the books balance.
 
-    Exits 0 only if they do, and if the burst was seen and, in divert mode, held runs were read, tagged and cancelled. Nothing is left behind.
+    Exits 0 only if they do. They do not where the burst went unseen or, in divert mode, no held run was tagged and cancelled. Nothing is left behind.
 
     For example:
 

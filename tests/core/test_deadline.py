@@ -118,9 +118,15 @@ async def compute(turns: int, turn_s: float) -> None:
 
 
 @pytest.mark.parametrize("turn_ms", [0.1, 0.5, 1])
-async def test_a_loop_that_is_busy_in_short_turns_does_not_count_against_a_healthy_server(turn_ms: float) -> None:
-    """No turn is long enough to be noticed by itself; an answer that has been there all the time is read some hundred turns later."""
-    turns = int(4 * DEADLINE_MS / turn_ms)
+async def test_a_loop_that_is_busy_in_short_turns_does_not_count_against_a_healthy_server(
+    turn_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No turn is long enough to be noticed by itself; an answer that has been there all the time is read some hundred turns later.
+
+    The loop never rests. What the processor does for others meanwhile is not the thread's, and must not be the test's.
+    """
+    monkeypatch.setattr("mollifier.deadline.time.thread_time", time.monotonic)
+    turns = int(2 * DEADLINE_MS / turn_ms)
 
     async def read_late() -> str:
         for _ in range(turns):

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test test-sdk check audit fuzz model simulate bench clean lock anew
+.PHONY: help demo dev test test-sdk check audit fuzz model simulate crash bench clean lock anew
 
 BIN := .venv/bin
 STAMP := .venv/.stamp

@@ -22,6 +22,9 @@ T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., None])
 
 ENVIRONMENTS = [Ready(org, f"{org}/{env}") for org in ("org:1", "{org}") for env in ("a", "b:c")]
+EVERYWHERE = [Ready(org_id, ready.env_id) for org_id in ("org:1", "{org}") for ready in ENVIRONMENTS]
+"""Where an entry may stand: one whose `env` was spoilt is revived where it says that it belongs."""
+
 DIGESTS = ("0a", "0b", "1c")
 """Of idempotency keys, and of a request key."""
 TOKENS = ("", "t1", "t2")
@@ -517,12 +520,12 @@ class BufferMachine(RuleBasedStateMachine):
         """Whatever has happened, everything that is left comes out, and nothing is left then."""
         for run_id, ready in self.owners.items():
             self._restore(ready, [(run_id, "")], 0)
-        for ready in ENVIRONMENTS:
+        for ready in EVERYWHERE:
             self._repair(ready)
         self.twins.turn(self.twins.now_us + 10_000_000)
         while self.twins.both(lambda buffer: buffer.reclaim_expired()).returned:
             pass
-        for ready in ENVIRONMENTS:
+        for ready in EVERYWHERE:
             while (entry := self._take(ready)) is not None:
                 self._ack(entry)
         counts = self.twins.both(lambda buffer: buffer.counts())

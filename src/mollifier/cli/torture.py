@@ -49,7 +49,8 @@ def torture(
     most; nothing is left in the buffer; nothing that was cancelled was executed; every change that was answered is there. Valkey syncs its append-only
     file before each answer (`appendfsync always`): with less, a crash of the machine may cost what docs/reliability.md says.
 
-    `recovery_p99_s` is from the kill of a worker to the settlement of the entries it held; twice the lease is the bound.
+    What a killed worker held has to be settled by another one within twice the lease, unless a server, a link or a worker was at fault meanwhile:
+    entries that took longer (`recovery_late`) count against the accounts. `recovery_p99_s` is from the kill to the settlement.
 
     Exits 0 when the accounts balance, 1 when they do not.
 

@@ -21,7 +21,6 @@ _COMPLAINTS_SHOWN = 8
 def accounts_table(tortured: Tortured) -> Table:
     """Return the accounts as a table: each number with what it means."""
     accounts, kills = tortured.accounts, tortured.kills
-    bound_s = 2 * tortured.torture.lease_s
     rows: list[tuple[str, Any, str]] = [
         ("kills", sum(kills.values()), ", ".join(f"{count} of {name}" for name, count in kills.items())),
         ("other faults", sum(tortured.faults.values()) - sum(kills.values()), "frozen processes, links that misbehave"),
@@ -46,8 +45,9 @@ def accounts_table(tortured: Tortured) -> Table:
         (
             "recovery p99",
             _seconds(p99_s(tortured.recovery_s)),
-            f"from the kill to their settlement; bound {bound_s:g} s",
+            f"from the kill to their settlement; bound {tortured.bound_s:g} s",
         ),
+        ("recovery_late", tortured.recovery_late, "of these, later than the bound though nothing else was at fault"),
         (
             "disturbed p99",
             _seconds(p99_s(tortured.recovery_disturbed_s)),
@@ -67,8 +67,12 @@ def accounts_table(tortured: Tortured) -> Table:
 def verdict(tortured: Tortured) -> Text:
     """Return whether the accounts balance, and if not why not."""
     if not tortured.imbalances:
-        return Text("\nThe accounts balance: nothing was lost, nothing was done twice, nothing is left.", "bold green")
-    again = f"mollifier torture --seed {tortured.torture.seed} --minutes {tortured.torture.minutes:g}"
+        return Text(
+            "\nThe accounts balance: nothing was lost, nothing was done twice, nothing was late, nothing is left.",
+            "bold green",
+        )
+    asked = tortured.torture
+    again = f"mollifier torture --seed {asked.seed} --minutes {asked.minutes:g} --lease-s {asked.lease_s:g} --rate {asked.rate_per_s:g}"
     lines = ["\nThe accounts do not balance:", *(f"  - {each}" for each in tortured.imbalances)]
     reasons = list(tortured.complaints.items())[:_COMPLAINTS_SHOWN]
     if reasons:

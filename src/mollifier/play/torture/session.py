@@ -77,13 +77,22 @@ class Tortured(NamedTuple):
     @property
     def imbalances(self) -> tuple[str, ...]:
         """What does not add up, in words."""
-        left = (f"{self.left_in_buffer} entries are left in the buffer",) if self.left_in_buffer else ()
-        return (*self.accounts.imbalances(), *left)
+        late = f"{self.recovery_late} entries of killed workers were settled later than {self.bound_s:g} s, twice the lease"
+        rules = (
+            (self.left_in_buffer, f"{self.left_in_buffer} entries are left in the buffer"),
+            (self.recovery_late, late),
+        )
+        return (*self.accounts.imbalances(), *(finding for is_broken, finding in rules if is_broken))
+
+    @property
+    def bound_s(self) -> float:
+        """Within how many seconds what a killed worker held has to be settled by another one: twice the lease."""
+        return 2 * self.torture.lease_s
 
     @property
     def recovery_late(self) -> int:
-        """How many stranded entries took longer than twice the lease though nothing else was at fault."""
-        return sum(seconds > 2 * self.torture.lease_s for seconds in self.recovery_s)
+        """How many stranded entries took longer than the bound though nothing else was at fault."""
+        return sum(seconds > self.bound_s for seconds in self.recovery_s)
 
     def record(self) -> dict[str, Any]:
         """Return all of it as `--json` prints it."""

@@ -188,13 +188,16 @@ class Diverting:
     async def queued(self) -> int:
         return (await self.api.admin("GET", "buffer")).json()["queued"]
 
-    async def drain(self) -> None:
-        """Create the runs of all that is due."""
+    async def drain(self, most: int | None = None) -> int:
+        """Create the runs of all that is due, of at most so many; return of how many."""
         buffer, handle = self._drains.buffer, self._drains.drain_handler()
         assert buffer is not None
-        while (entry := await buffer.pop(self.tenant.org_id, self.tenant.env_id)) is not None:
+        drained = 0
+        while drained != most and (entry := await buffer.pop(self.tenant.org_id, self.tenant.env_id)) is not None:
             assert await handle([entry]) == [None]
             assert await buffer.ack(entry) == "held"
+            drained += 1
+        return drained
 
     async def get(self, path: str, **query: Any) -> httpx.Response:
         return await self.api.get(self.tenant, path, **query)

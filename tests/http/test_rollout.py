@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext
 from redis.asyncio import Redis
+from sqlalchemy import delete
 
 from mollifier.config import Exporters
 from mollifier.embedded import EmbeddedStack, Stack
@@ -22,8 +23,9 @@ from mollifier.errors import SettingsError
 from mollifier.model import Tenant
 from mollifier.observability import Observability, configure_telemetry
 from mollifier.postgres.database import Database
+from mollifier.postgres.tables import runs
 from mollifier.postgres.tenants import Tenants
-from tests.http.conftest import PARTITIONS, Api, Diverting, Start, count_runs, fields_of
+from tests.http.conftest import PARTITIONS, Api, Diverting, Start, bearer, count_runs, fields_of
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 DECISIONS = "mollifier_decisions_total"
@@ -154,6 +156,41 @@ async def test_a_mollified_trigger_is_run_and_buffered(
         "org_id": enrolled.org_id,
         "task_id": "echo",
     }
+
+
+@pytest.mark.leaves_keys
+@pytest.mark.parametrize("divert", [False, True], ids=["in monitor mode", "once that has become divert mode"])
+async def test_an_audit_copy_is_no_run(
+    start: Start, enrolled: Tenant, database: Database, redis_url: str, redis_client: Redis, *, divert: bool
+) -> None:
+    async with start(redis_url=redis_url, **STRICT) as api:
+        await api.triggered(enrolled)
+        run_id = await api.triggered(enrolled, tags="t")
+        items = [{"task": "echo", "options": {"tags": "t"}}] * 2
+        batch_id = (await api.post(enrolled, "/api/v2/tasks/batch", {"items": items})).json()["id"]
+    assert await entries(redis_client) == 3
+
+    async with start(redis_url=redis_url, divert=divert, **STRICT) as api:
+        listed = (await api.get(enrolled, "/api/v1/runs")).json()["data"]
+        assert len(listed) == len({run["id"] for run in listed}) == 4
+        # A copy stays behind where a trigger fails after it: its caller was told that there is no run.
+        async with database.statement() as connection:
+            await connection.execute(delete(runs))
+        for query in ({}, {"filter[tag]": "t"}, {"filter[batch]": batch_id}, {"filter[status]": "QUEUED"}):
+            assert (await api.get(enrolled, "/api/v1/runs", **query)).json() == {"data": [], "pagination": {}}
+        for method, path, body in (
+            ("GET", "/api/v3/runs/{}", None),
+            ("GET", "/api/v1/runs/{}/result", None),
+            ("GET", "/api/v1/runs/{}/metadata", None),
+            ("PUT", "/api/v1/runs/{}/metadata", {"metadata": {"a": 1}}),
+            ("POST", "/api/v1/runs/{}/tags", {"tags": "a"}),
+            ("POST", "/api/v1/runs/{}/reschedule", {"delay": "1h"}),
+            ("POST", "/api/v1/runs/{}/replay", {}),
+            ("POST", "/api/v2/runs/{}/cancel", {}),
+        ):
+            answer = await api.client.request(method, path.format(run_id), json=body, headers=bearer(enrolled))
+            assert (answer.status_code, fields_of(answer)) == (404, ["runId"]), path
+    assert await count_runs(database) == 0
 
 
 async def test_shadow_mode_only_says_what_it_would_do(

@@ -36,6 +36,14 @@ log = logging.getLogger(__name__)
 _UNWIND_S = 0.5
 
 
+def batch_size(settings: Settings) -> int:
+    """Return how many entries of one environment are taken at most at once.
+
+    Half of the concurrency at most: while one batch is being created, the next is on its way, however few environments there are.
+    """
+    return min(settings.drain_batch_size, -(-settings.drain_concurrency // 2))
+
+
 class Drainer:
     """Drains one buffer through one handler. Start it once; stop it with a deadline.
 
@@ -170,8 +178,7 @@ class Drainer:
         shares = self._rotation.plan(
             ready,
             capacity=capacity,
-            # Half at most: while one batch is being created, the next is on its way, however few environments there are.
-            batch_size=min(settings.drain_batch_size, -(-settings.drain_concurrency // 2)),
+            batch_size=batch_size(settings),
             max_orgs=settings.drain_max_orgs_per_tick,
         )
         popped = await self._buffer.pop_many(shares)

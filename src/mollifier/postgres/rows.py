@@ -58,8 +58,10 @@ def _row_of(snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     is_expired = expires_at is not None and expires_at <= now
     status = RunStatus.EXPIRED if is_expired else RunStatus.DELAYED if is_delayed else RunStatus.QUEUED
     debounce = snapshot.debounce
-    row: dict[str, Any] = _EMPTY.copy()
-    row.update({column: getattr(snapshot, field) for field, column in _COLUMN_OF.items()})
+    row: dict[str, Any] = _EMPTY | msgspec.structs.asdict(snapshot)
+    del row["debounce"]
+    for field, column in _RENAMED.items():
+        row[column] = row.pop(field)
     row.update(
         status=status.value,
         # When it came about, not when it was written down: a run that was held reads as it did then.

@@ -11,7 +11,7 @@ from mollifier.buffer import Buffer
 from mollifier.embedded import Stack
 from mollifier.engine import Creation
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
-from mollifier.model import RunFilter, RunStatus
+from mollifier.model import BatchRequest, Entry, RunFilter, RunStatus
 from mollifier.patches import AddTags, Cancel
 from tests.core.support import execute
 from tests.divert.conftest import DEBOUNCED, ENVIRONMENT, STRANGER, House
@@ -77,6 +77,37 @@ async def test_a_caller_that_needs_a_synchronous_answer_is_not_held_in_an_outage
 
     with pytest.raises(EngineUnavailableError):
         await house.trigger(debounce=DEBOUNCED)
+    assert (await house.buffer.counts()).left == 0
+
+
+async def test_in_an_outage_of_the_engine_a_child_is_held_where_its_parent_is_and_nothing_happens_to_one_whose_parent_was_created(
+    own: tuple[Stack, House],
+) -> None:
+    stack, house = own
+    created = await house.trigger()
+    await house.trip()
+    held = await house.trigger()
+    await stack.stop("postgres")
+
+    child = await house.trigger(parent_run_id=held)
+    with pytest.raises(EngineUnavailableError):
+        await house.trigger(parent_run_id=created)
+
+    entries = await house.buffer.list_entries(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    assert {entry.run_id for entry in entries if isinstance(entry, Entry)} == {held, child}
+
+
+async def test_in_an_outage_of_the_engine_a_batch_is_refused_before_anything_happens_to_its_items(
+    own: tuple[Stack, House],
+) -> None:
+    stack, house = own
+    await house.trip()
+    await stack.stop("postgres")
+
+    with pytest.raises(EngineUnavailableError):
+        await house.mollifier.batches.trigger(
+            ENVIRONMENT, BatchRequest(run_count=2), [house.request(), house.request()]
+        )
     assert (await house.buffer.counts()).left == 0
 
 

@@ -7,8 +7,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from redis.asyncio import Redis
 from mollifier import snapshots
 from mollifier.buffer import Buffer
 from mollifier.config import Exporters
-from mollifier.drainer import Drainer
 from mollifier.errors import SettingsError
 from mollifier.keys import PARTITIONS, SWEEPER_CLAIM
 from mollifier.model import Snapshot
@@ -35,36 +33,9 @@ from mollifier.settings import Settings
 from mollifier.telemetry import Telemetry
 from mollifier.worker import run_worker_process
 from tests.core.support import execute, until
+from tests.working import Working, working
 
 TASKS = ("mollifier.demo_tasks",)
-
-
-class Working:
-    """A worker that runs in this process: its drainer, if it has one, once it has started."""
-
-    def __init__(self) -> None:
-        self.started = asyncio.Event()
-        self.drainer: Drainer | None = None
-
-    def on_start(self, drainer: Drainer | None) -> None:
-        self.drainer = drainer
-        self.started.set()
-
-
-@asynccontextmanager
-async def working(settings: Settings, **observed: Any) -> AsyncGenerator[Working]:
-    worker, stop = Working(), asyncio.Event()
-    running = asyncio.create_task(run_worker_process(settings, on_start=worker.on_start, stop=stop, **observed))
-    started = asyncio.create_task(worker.started.wait())
-    try:
-        await asyncio.wait((running, started), timeout=20, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-        yield worker
-    finally:
-        started.cancel()
-        stop.set()
-        await asyncio.wait_for(running, 20)
 
 
 def events(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogRecord]:

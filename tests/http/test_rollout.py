@@ -10,24 +10,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanContext
 from redis.asyncio import Redis
 from sqlalchemy import delete
 
-from mollifier.config import Exporters
 from mollifier.embedded import EmbeddedStack, Stack
 from mollifier.errors import SettingsError
 from mollifier.model import Tenant
-from mollifier.observability import Observability, configure_telemetry
 from mollifier.postgres.database import Database
 from mollifier.postgres.tables import runs
 from mollifier.postgres.tenants import Tenants
 from tests.http.conftest import PARTITIONS, Api, Diverting, Start, bearer, count_runs, fields_of
 
-TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 DECISIONS = "mollifier_decisions_total"
 FLAG = {"mollifierEnabled": True}
 # One trigger in an hour passes, so a test decides what trips without a clock.
@@ -406,54 +399,3 @@ async def test_another_number_of_partitions_found_later_stops_the_process(start:
 
     with pytest.raises(SettingsError, match="MOLLIFIER_PARTITIONS"):
         await meet()
-
-
-# --- traces --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def spans() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def observability(spans: InMemorySpanExporter) -> Observability:
-    plain = configure_telemetry("test", Exporters())
-    tracing = TracerProvider(shutdown_on_exit=False)
-    tracing.add_span_processor(SimpleSpanProcessor(spans))
-    return Observability(plain.registry, plain.meter_provider, tracing)
-
-
-def context_of(span: ReadableSpan) -> SpanContext:
-    assert span.context is not None
-    return span.context
-
-
-async def test_gate_and_buffer_join_the_callers_trace(
-    start: Start, enrolled: Tenant, redis_url: str, observability: Observability, spans: InMemorySpanExporter
-) -> None:
-    async with start(redis_url=redis_url, observability=observability, **STRICT) as api:
-        await api.triggered(enrolled)
-        spans.clear()
-        await api.trigger(enrolled, {}, traceparent=TRACEPARENT)
-    found = {span.name: span for span in spans.get_finished_spans()}
-    server = found["POST /api/v1/tasks/{taskId}/trigger"]
-    assert server.parent is not None
-    assert f"{server.parent.span_id:016x}" == TRACEPARENT.split("-")[2]
-    assert {f"{context_of(span).trace_id:032x}" for span in found.values()} == {TRACEPARENT.split("-")[1]}
-    gate = found["mollifier.gate"]
-    assert gate.parent is not None
-    assert gate.parent.span_id == context_of(server).span_id
-    assert (gate.attributes or {})["mollifier.outcome"] == "mollify"
-    assert "mollifier.buffer.accept" in found
-
-
-async def test_a_trigger_without_a_trace_starts_one(
-    start: Start, tenant: Tenant, observability: Observability, spans: InMemorySpanExporter
-) -> None:
-    async with start(observability=observability) as api:
-        answer = await api.trigger(tenant, {"options": {"tags": [""]}}, traceparent="rubbish")
-        assert fields_of(answer) == ["options.tags[0]"]
-    (server,) = spans.get_finished_spans()
-    assert server.parent is None
-    assert (server.attributes or {})["http.response.status_code"] == 422

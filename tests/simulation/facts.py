@@ -5,10 +5,10 @@ Whoever looks while a step is being checked sees the facts from before it, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,7 +23,10 @@ from tests.model.store import Fields
 from tests.simulation.engine import EngineServer
 from tests.simulation.history import Call, History, Step
 from tests.simulation.plan import Plan
-from tests.simulation.server import BufferServer
+from tests.simulation.server import START_US, BufferServer
+
+if TYPE_CHECKING:
+    from tests.simulation.process import Process
 
 
 @dataclass(slots=True)
@@ -85,6 +88,8 @@ class Facts:
         self.claims: dict[str, tuple[str, int]] = {}
         self.answered: dict[str, int] = {}
         self.spoilt: set[str] = set()
+        self.processes: list[Process] = []
+        """All there have ever been."""
         self._keys: dict[str, PartitionKeys] = {env.org_id: keyspace.of(env.org_id) for env in plan.tenants}
 
     @property
@@ -118,6 +123,20 @@ class Facts:
             return run_of(row, now)
         entry = self.entry(run_id)
         return None if entry is None or run_id in self.spoilt else held.run_of(entry, now)
+
+    def stranded(self) -> Iterator[tuple[str, float]]:
+        """Yield each entry under the lease of a drainer that has died, and when that was last heard of, in virtual seconds.
+
+        A message that it had sent may have arrived after its death. Of audit copies, those that have expired are nobody's.
+        """
+        died = {process.name: process.died_at_s for process in self.processes if process.died_at_s is not None}
+        if not died:
+            return
+        lease_ms = self.plan.settings.lease_ms
+        for run_id, known in self.entries.items():
+            if known.holder in died and self.fields(run_id) is not None:
+                heard_s = (known.lease_ends_ms - lease_ms - START_US // 1000) / 1000
+                yield run_id, max(died[known.holder], heard_s)
 
     def is_dead(self, run_id: str) -> bool:
         """Return whether the run is a dead letter."""

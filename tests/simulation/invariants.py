@@ -30,6 +30,7 @@ from tests.model.records import Records
 from tests.simulation.engine import FLAKY, POISON, STUBBORN
 from tests.simulation.facts import Facts, count_of
 from tests.simulation.history import Call, Step
+from tests.simulation.server import START_US
 
 Complaints = Iterator[str]
 
@@ -280,6 +281,31 @@ class OnlyWhatRanOutIsReclaimed(Sentence):
         reclaims = int((self.facts.fields(step.runs[0]) or {}).get("reclaims", b"0"))
         if (step.reply == b"failed") != (reclaims > step.args["max_reclaims"]):
             yield f"{step.runs[0]} came back {reclaims} times and is {step.reply.decode()}"
+
+
+class WhatADeadDrainerHeldIsPutBackInTime(Sentence):
+    """An entry whose drainer died is put back at most `2 x lease` after the crash, while any drainer lives and the buffer's server is reachable.
+
+    However many there are: what is more than one portion does not wait for another look.
+    """
+
+    def after_step(self, step: Step) -> Complaints:
+        yield from self._late((step.at_us - START_US) / 1_000_000)
+
+    def at_rest(self) -> Complaints:
+        yield from self._late((self.facts.buffer.now_us - START_US) / 1_000_000)
+
+    def _late(self, now_s: float) -> Complaints:
+        reachable_s = self.facts.buffer.link.reachable_since_s
+        drains_s = [one.drains_since_s for one in self.facts.processes if one.drains_since_s is not None]
+        if reachable_s is None or not drains_s:
+            return
+        lease_s = self.facts.plan.settings.lease_ms / 1000
+        for run_id, died_s in self.facts.stranded():
+            # Whoever has been there longest is enough; time during which nobody could look does not count.
+            since_s = max(died_s, reachable_s, min(drains_s))
+            if now_s > since_s + 2 * lease_s:
+                yield f"{run_id} is still leased {now_s - since_s:.3f} s after its drainer died, at a lease of {lease_s} s"
 
 
 class AnEntryIsWhereItsStateSays(Sentence):

@@ -42,6 +42,11 @@ class Weather(msgspec.Struct, frozen=True, kw_only=True):
     slow_s: tuple[float, float] = (0.01, 1.0)
     split: float = 0.0
 
+    @property
+    def is_rough(self) -> bool:
+        """True when messages or answers may be lost, or take long."""
+        return bool(self.lost or self.answer_lost or self.slow)
+
 
 class Link:
     """One server's connections. `down`: it refuses; `stopped`: it takes messages and does nothing with them yet."""
@@ -55,6 +60,18 @@ class Link:
         self._kept: list[tuple[asyncio.Future[Any], Sequence[Part], int, int, bool]] = []
         self.down = False
         self.stopped = False
+        self._reachable_since_s = 0.0
+
+    @property
+    def reachable_since_s(self) -> float | None:
+        """Since when every message has arrived and been answered in no time; None while that is not so."""
+        return None if self.down or self.stopped or self.weather.is_rough else self._reachable_since_s
+
+    def clear(self, weather: Weather) -> None:
+        """Have the weather change for the better. Who waits for an answer that was lost before does so to the end of its patience."""
+        if self.weather.is_rough:
+            self._reachable_since_s = self._loop.time() + self._patience_s + 2 * self.weather.slow_s[1]
+        self.weather = weather
 
     async def ask(self, *parts: Part) -> Any:
         """Have the parts done, one after another; return the answer. Raises Cut or Silence, and what the last part raises."""
@@ -84,6 +101,7 @@ class Link:
         self._kept.clear()
 
     def rise(self) -> None:
+        self._reached_again(self.down)
         self.down = False
 
     def stop(self) -> None:
@@ -91,6 +109,7 @@ class Link:
 
     def resume(self) -> None:
         """Have a stopped server do what has come up."""
+        self._reached_again(self.stopped)
         self.stopped = False
         kept, self._kept = self._kept, []
         for message in kept:
@@ -133,6 +152,10 @@ class Link:
             self._loop.outside(self._patience_s, _end, answer, Silence("no answer"))
         else:
             self._loop.outside(self._latency_s(), _end, answer, Cut("the connection broke"))
+
+    def _reached_again(self, was_away: bool) -> None:
+        if was_away:
+            self._reachable_since_s = max(self._reachable_since_s, self._loop.time())
 
     def _latency_s(self) -> float:
         chance, weather = self._chance, self.weather

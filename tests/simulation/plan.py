@@ -39,6 +39,7 @@ FAULTS: Sequence[FaultKind] = get_args(FaultKind)
 _PROCESSES: Sequence[FaultKind] = ("process dies", "process stops", "process ends")
 _NO_CAPS: Mapping[str, Any] = {}
 _CAPS: Mapping[str, Any] = {"held_env_max_entries": 2, "held_org_max_entries": 3, "held_max_entries": 4}
+_MUCH_AT_HAND: Mapping[str, Any] = {"partitions": 1, "drain_concurrency": 10, "drain_batch_size": 5}
 CALM = Weather(latency_s=(0.0001, 0.0004))
 
 
@@ -93,6 +94,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     unconfirmed: float
     executes: float
     sweeps: bool
+    reclaim_portion: int
     ends_s: float
 
     @property
@@ -114,6 +116,14 @@ def plan_of(seed: int) -> Plan:
     apis, workers = chance.choice([1, 2, 2]), chance.choice([1, 2])
     faults = _faults(chance, settings.lease_ms / 1000, ends_s)
     rough = chance.random() < 0.5
+    engine_latency_s = chance.choice([(0.0005, 0.004), (0.002, 0.02), (0.01, 0.08)])
+    asks = _asks(chance, settings, len(tenants), apis, ends_s)
+    strands = not rough and chance.random() < 0.2
+    if strands:
+        settings = replace(settings, **_MUCH_AT_HAND)
+        engine_latency_s = (0.01, 0.08)
+        asks = tuple(sorted((*asks, *_burst(chance, apis, ends_s)), key=lambda ask: ask.at_s))
+        faults = (*faults, _death_with_full_hands(chance))
     return Plan(
         seed=seed,
         settings=settings,
@@ -125,14 +135,15 @@ def plan_of(seed: int) -> Plan:
         skews_us=tuple(chance.choice([0, chance.randint(-40_000, 40_000)]) for _ in range(apis + workers)),
         shuffles=chance.random() < 0.5,
         buffer_weather=_weather(chance, (0.0001, 0.0005), rough=rough),
-        engine_weather=_weather(chance, chance.choice([(0.0005, 0.004), (0.002, 0.02), (0.01, 0.08)]), rough=rough),
+        engine_weather=_weather(chance, engine_latency_s, rough=rough),
         patience_s=chance.choice([0.3, 1.0, 5.0]),
         engine_deadline_ms=chance.choice([300, 600, 1000]),
-        asks=_asks(chance, settings, len(tenants), apis, ends_s),
+        asks=asks,
         faults=faults,
         unconfirmed=chance.choice([0.0, 0.5]),
         executes=chance.choice([0.0, 0.3, 1.0]),
         sweeps=chance.random() < 0.3,
+        reclaim_portion=1 if strands else chance.choice([1, 2, 100]),
         ends_s=ends_s,
     )
 
@@ -220,6 +231,13 @@ def _asks(chance: Random, settings: Settings, tenants: int, apis: int, ends_s: f
         for _ in range(chance.choice([0, 6, 14]))
     ]
     return tuple(sorted(asks, key=lambda ask: ask.at_s))
+
+
+def _burst(chance: Random, apis: int, ends_s: float) -> list[Ask]:
+    """Return more plain triggers at once than a drainer takes into its hands."""
+    at_s, api = chance.uniform(0, ends_s * 0.5), chance.randrange(apis)
+    request = TriggerRequest(task_id="task", payload=b"burst")
+    return [Ask(kind="trigger", at_s=at_s, tenant=0, api=api, requests=(request,)) for _ in range(25)]
 
 
 class _Traits:
@@ -325,6 +343,11 @@ def _faults(chance: Random, lease_s: float, ends_s: float) -> tuple[Fault, ...]:
     if not kinds:
         return ()
     return tuple(_fault(chance, chance.choice(kinds), lease_s, ends_s) for _ in range(chance.randint(1, 5)))
+
+
+def _death_with_full_hands(chance: Random) -> Fault:
+    """Return the death of a worker that has just taken more while what it had before is still being created."""
+    return Fault(kind="process dies", at_step=chance.randint(2, 5), of="pop", lasts_s=chance.choice([0.01, 0.05]))
 
 
 def _fault(chance: Random, kind: FaultKind, lease_s: float, ends_s: float) -> Fault:

@@ -1,15 +1,18 @@
 """Bugs to plant, each of which some sentence of the specification has to find within a few seeds: proof that the simulation can fail.
 
-Four are in the scripts, planted in their model; one is in the flow.
+Four are in the scripts, planted in their model; two are in the flow.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from mollifier.buffer import Reclaimed
+from mollifier.drainer import Drainer
 from mollifier.facade import Mollifier
 from mollifier.handling import Handler, Outcome
 from mollifier.model import Entry
@@ -90,10 +93,28 @@ class AckBeforeCreate(Mollifier):
         return handle_acked
 
 
+class OnePortionPerLook(Mollifier):
+    """After each portion that is put back of what dead drainers left, the rest waits for another look."""
+
+    def drainer(self, handler: Handler | None = None) -> Drainer:
+        buffer: Any = self.buffer
+        reclaim, pause_s = buffer.reclaim_expired, self.settings().lease_ms / 3000
+
+        async def reclaim_and_pause() -> Reclaimed:
+            reclaimed = await reclaim()
+            if reclaimed.number:
+                await asyncio.sleep(pause_s)
+            return reclaimed
+
+        buffer.reclaim_expired = reclaim_and_pause
+        return super().drainer(handler)
+
+
 PLANTED: Mapping[str, Bug] = {
     "settle without the fencing check": Bug(model=WithoutFencing),
     "requeue without the ready index": Bug(model=RequeueWithoutIndex),
     "retry without its not-before time": Bug(model=RetryAtOnce),
     "claim without the owner's token": Bug(model=ClaimOfAnybody),
     "acknowledge before creating": Bug(facade=AckBeforeCreate),
+    "put back one portion per look": Bug(facade=OnePortionPerLook),
 }

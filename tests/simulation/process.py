@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, copy_context
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -51,11 +52,15 @@ class Process:
         self.kept: list[Call] = []
         self.is_dead = False
         self.stops = 0
+        self.died_at_s: float | None = None
+        self.drains_since_s: float | None = None
+        """Since when it has been at work as a drainer without a pause; None while it is not."""
         self._loop = loop
         self._skew_us = skew_us
         self._chance = Random(seed)
         self._on_made = on_made
         self._numbers = 0
+        self._is_ending = False
         self._open: list[tuple[Request, asyncio.Future[Any]]] = []
         self._context = copy_context()
         self._context.run(owner.set, self)
@@ -76,6 +81,7 @@ class Process:
         """Start the drainer, and the sweeper if it sweeps."""
         self.drainer = self.mollifier.drainer()
         self._context.copy().run(self.drainer.start)
+        self.drains_since_s = self._loop.time()
         if sweeps:
             self._sweeper = self.mollifier.sweeper()
             self._context.copy().run(self._sweeper.start)
@@ -85,13 +91,17 @@ class Process:
         drainer = self.drainer
         if drainer is None or not drainer.running or self.frozen:
             return None
+        self._is_ending, self.drains_since_s = True, None
         if self._sweeper is not None:
             self._loop.create_task(self._sweeper.stop(), context=self._context.copy())
         return self._loop.create_task(drainer.stop(within_ms), context=self._context.copy())
 
     def kill(self) -> None:
         """Die: nothing more is done, and whoever waits for an answer sees the connection break."""
+        if not self.is_dead:
+            self.died_at_s = self._loop.time()
         self.is_dead = self.frozen = True
+        self.drains_since_s = None
         for _, answer in self._open:
             if not answer.done():
                 answer.set_exception(Cut("the process died"))
@@ -99,12 +109,15 @@ class Process:
     def stop(self) -> None:
         """Do nothing until `go_on`; what comes up meanwhile waits."""
         self.frozen = True
+        self.drains_since_s = None
         self.stops += 1
         for request, _ in self._open:
             request.was_stopped = True
 
     def go_on(self) -> None:
         if not self.is_dead:
+            if self.frozen and self.drainer is not None and not self._is_ending:
+                self.drains_since_s = self._loop.time()
             self._loop.thaw(self)
 
     # --- serving ---------------------------------------------------------------------------------------------------
@@ -195,9 +208,10 @@ def made_of(
     engine: SimulatedEngine,
     told: Told,
     global_flags: Callable[[], Mapping[str, Any]],
+    reclaim_portion: int,
 ) -> Mollifier:
-    """Join the parts of one process."""
-    return kind(
+    """Join the parts of one process. What dead drainers left behind is put back in portions of so many, instead of many more."""
+    mollifier = kind(
         lambda: process.settings,
         engine=engine,
         tasks=AnyTask(),
@@ -210,3 +224,7 @@ def made_of(
         new_run_id=process.new_run_id,
         new_token=process.new_token,
     )
+    buffer: Any = mollifier.buffer
+    if buffer is not None:
+        buffer.reclaim_expired = partial(buffer.reclaim_expired, reclaim_portion)
+    return mollifier

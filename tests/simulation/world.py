@@ -62,7 +62,6 @@ class World:
         self._facade = facade
         self._global_flags: dict[str, Any] = {ORG_FLAG: plan.global_flag}
         self._processes: list[Process] = []
-        self._everybody: list[Process] = []
         self._callers = Callers(self)
         self._by_step = {(fault.of, fault.at_step): fault for fault in plan.faults if fault.at_step is not None}
         self._made = Counter[str]()
@@ -103,7 +102,7 @@ class World:
         self.loop.failure = None
         for link in (self.buffer.link, self.engine.link):
             link.fall()
-        for process in self._everybody:
+        for process in self.watch.facts.processes:
             self.loop.thaw(process)
         self.loop.unwind()
 
@@ -123,7 +122,13 @@ class World:
             told = Told(name, on_decided=self._decided, on_fault=self._faulted, on_repair=self._repaired)
             client = Client(self.buffer, name)
             return made_of(
-                self._facade, process, client=client, engine=engine, told=told, global_flags=lambda: self._global_flags
+                self._facade,
+                process,
+                client=client,
+                engine=engine,
+                told=told,
+                global_flags=lambda: self._global_flags,
+                reclaim_portion=plan.reclaim_portion,
             )
 
         process = Process(
@@ -135,7 +140,7 @@ class World:
             make=make,
             on_made=self.watch.facts.made,
         )
-        self._everybody.append(process)
+        self.watch.facts.processes.append(process)
         if kind == "worker":
             process.drain(sweeps=plan.sweeps)
             self.watch.planning(process)
@@ -269,7 +274,9 @@ class World:
 
     def _restart(self, place: int, dead: Process) -> None:
         if self._processes[place] is dead:
-            life = 1 + sum(process.name.split(".")[0] == dead.name.split(".")[0] for process in self._everybody)
+            life = 1 + sum(
+                process.name.split(".")[0] == dead.name.split(".")[0] for process in self.watch.facts.processes
+            )
             self._processes[place] = self._started(place, dead.settings, life)
             self.history.note(self.loop.time(), "starts", self._processes[place].name)
 
@@ -288,7 +295,7 @@ class World:
         """Put everything right: the rest is up to the system."""
         self.history.note(self.loop.time(), "all is well from here on")
         for link, weather in ((self.buffer.link, CALM), (self.engine.link, replace(CALM, latency_s=(0.0005, 0.004)))):
-            link.weather = weather
+            link.clear(weather)
             link.rise()
             link.resume()
         self._make_room()

@@ -68,11 +68,13 @@ class _Slices:
 
     def _begin(self) -> None:
         self._began_s, self._had_computed_s = self._loop.time(), self._computed_s()
-        self._timer = self._loop.call_later(self._slice_s, self._end)
+        # The last one is as long as what is left.
+        self._length_s = self._slice_s * min(1.0, _SLICES - self._spent)
+        self._timer = self._loop.call_later(self._length_s, self._end)
 
     def _end(self) -> None:
         passed_s, computed_s = self._loop.time() - self._began_s, self._computed_s() - self._had_computed_s
-        is_late = passed_s > self._slice_s + _LATE_MS / 1000
+        is_late = passed_s > self._length_s + _LATE_MS / 1000
         waited = 0.0 if is_late else min(1.0, (passed_s - computed_s) / self._slice_s)
         self._spent += max(_LEAST_WEIGHT, waited)
         # What is left counts for less than any slice does: it is not worth a timer.

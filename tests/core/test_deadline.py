@@ -20,6 +20,7 @@ from mollifier.server import Server, connect
 from mollifier.settings import Settings
 from mollifier.trip import TripEvaluator
 from tests.core.support import ENV, ORG
+from tests.simulation.loop import VirtualLoop
 
 SETTINGS = Settings(trip_window_ms=60_000, trip_threshold=1_000_000)
 DEADLINE_MS = SETTINGS.gate_deadline_ms
@@ -148,6 +149,40 @@ async def test_who_hangs_is_given_up_in_time_by_a_loop_that_is_busy_half_of_it()
     with pytest.raises(TimeoutError):
         await within(DEADLINE_MS, hang())
     computing.cancel()
+
+
+class ComputingLoop(VirtualLoop):
+    """Has computed for a part of whatever time has passed."""
+
+    def __init__(self, part: float) -> None:
+        super().__init__()
+        self._part = part
+
+    def computed_s(self) -> float:
+        return self._part * self.time()
+
+
+@pytest.mark.parametrize(
+    ("part", "given_up_after_ms"),
+    [
+        pytest.param(0, 25, id="at rest"),
+        # After five slices 22.5 ms have been waited; 2.5 ms later what is left is no slice any more.
+        pytest.param(0.1, 27.5, id="a tenth of the time computing"),
+        pytest.param(0.5, 49.6875, id="half of the time computing"),
+    ],
+)
+def test_who_hangs_is_given_up_once_the_deadline_has_been_waited_and_not_a_whole_slice_later(
+    part: float, given_up_after_ms: float
+) -> None:
+    loop = ComputingLoop(part)
+
+    async def ask() -> float:
+        with pytest.raises(TimeoutError):
+            await within(25, hang())
+        return loop.time() * 1000
+
+    assert loop.run(ask()) == pytest.approx(given_up_after_ms)
+    loop.unwind()
 
 
 async def test_who_hangs_is_given_up_even_when_the_loop_never_rests() -> None:

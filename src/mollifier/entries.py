@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -14,6 +14,13 @@ from mollifier.model import Entry, EntryKind, EntryState
 _NUMBER = re.compile(rb"[0-9]{1,15}")
 _DIGESTS = re.compile(rb"[0-9A-Fa-f,]*")
 _KINDS = {kind.value.encode() for kind in EntryKind}
+_READS: Mapping[str, Callable[[bytes], object]] = {
+    **dict.fromkeys(
+        ("seq", "accepted_ms", "attempts", "reclaims", "lease", "not_before_ms", "patches", "failed_ms"), int
+    ),
+    **dict.fromkeys(("env", "org", "kind", "state", "bindings"), bytes.decode),
+}
+"""How the fields read that not every value is one of."""
 
 
 def parse(run_id: str, fields: Any, now_ms: int | None = None) -> Entry | MalformedEntryError | None:
@@ -26,17 +33,29 @@ def parse(run_id: str, fields: Any, now_ms: int | None = None) -> Entry | Malfor
         return MalformedEntryError(run_id, str(fields))
     if not fields:
         return None
+    entry = named(fields)
     try:
-        return _entry(run_id, named(fields), now_ms)
+        return _entry(run_id, entry, now_ms)
     except KeyError as error:
         return MalformedEntryError(run_id, f"field {error} is missing")
-    except ValueError as error:
-        return MalformedEntryError(run_id, str(error))
+    except ValueError:
+        # The error quotes what does not read, and that may be a customer's.
+        return MalformedEntryError(run_id, f"field {_unreadable(entry)!r} does not read as what it should be")
 
 
 def named(fields: Any) -> Mapping[str, bytes]:
     """Return the fields of a hash by their names as text."""
     return {name.decode("utf-8", "replace"): value for name, value in cast("Mapping[bytes, bytes]", fields).items()}
+
+
+def _unreadable(fields: Mapping[str, bytes]) -> str:
+    """Return the name of the first field that keeps `_entry` from reading them."""
+    for name, read in _READS.items():
+        try:
+            read(fields.get(name, b"0"))
+        except ValueError:
+            return name
+    return "kind" if fields["kind"] not in _KINDS else "state"
 
 
 def fault_in(fields: Mapping[str, bytes], org_id: str, env_id: str) -> str | None:

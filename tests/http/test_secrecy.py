@@ -57,11 +57,18 @@ def log_file(tmp_path: Path) -> Iterator[Path]:
     before = root.level
     file = tmp_path / "all.log"
     configure_logging(file, logging.DEBUG)
+    # The program keeps some quieter than that. Of these only one writes what passes through it: the rows of every answer.
+    quiet = {name: logging.getLogger(name) for name in ("uvicorn", "procrastinate", "alembic")}
+    levels = {name: logger.level for name, logger in quiet.items()}
+    for logger in quiet.values():
+        logger.setLevel(logging.DEBUG)
     clients = [logging.getLogger(name) for name in ("httpx", "httpcore")]
     for client in clients:
         client.propagate = False
     logging.getLogger(__name__).debug("at the lowest level")
     yield file
+    for name, logger in quiet.items():
+        logger.setLevel(levels[name])
     for client in clients:
         client.propagate = True
     for handler in [one for one in root.handlers if isinstance(one, LineHandler)]:
@@ -85,6 +92,11 @@ class Servers:
 
     async def end_failing(self) -> None:
         await execute(self.database, "ALTER TABLE runs DROP CONSTRAINT none_is_good")
+
+    async def spoil_an_entry(self) -> None:
+        """Have a number of a held entry be something of a customer's, as after a mishap with a copy."""
+        names: list[bytes] = [name async for name in self.redis.scan_iter("mollifier:*:entry:*")]
+        await self.redis.hset(names[0], "accepted_ms", PAYLOAD)
 
     async def shut_out(self) -> None:
         await self.redis.acl_setuser("canary", enabled=False)
@@ -229,8 +241,14 @@ async def test_whatever_happens_the_log_tells_no_secret_and_nothing_of_a_custome
         await servers.outage.end()
         await visitor.use_everything()
         await servers.let_in()
+        await servers.spoil_an_entry()
         async with worker(Settings(**servers.urls, **DIVERT, tasks=("tests.http.telling_tasks",))):
             await until(servers.has_failed_run)
+
+            async def has_met_the_spoilt_entry() -> bool:
+                return "mollifier.malformed_entry" in events(log_file)
+
+            await until(has_met_the_spoilt_entry)
     nowhere = {
         "database_url": f"postgresql://u:{DATABASE_PASSWORD}@127.0.0.1:1/none",
         "redis_url": f"redis://u:{REDIS_PASSWORD}@127.0.0.1:1",

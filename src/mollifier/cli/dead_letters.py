@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Change = Callable[[Buffer, Sequence[str]], Awaitable[list[Outcome]]]
 
 _AT_ONCE = 1000
-_NONE = "There are no dead letters."
+_NONE = "There are no dead letters. What failed and could be recorded is a run in SYSTEM_FAILURE."
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +49,9 @@ def list_all(
 
     `failed` was given up with an error that not even a failed run could be made of. `reclaim_limit`: its drainers died or hung, time and
     again. `malformed` does not read as an entry. `evicted`: the buffer's server let go of it, and of its payload. `expired` was an audit copy.
+
+    What failed, or used its attempts up, and could be recorded is a run in SYSTEM_FAILURE and not listed here: its tenant finds it with
+    filter[status]=SYSTEM_FAILURE and replays it as any run.
 
     For example:
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import text
 
 from mollifier.errors import MollifierError
-from mollifier.model import Environment, MetadataOperation, Run, RunStatus, TriggerRequest
+from mollifier.model import BatchRequest, Environment, MetadataOperation, Run, RunStatus, TriggerRequest
 from mollifier.postgres.engine import utc_now
 from mollifier.postgres.upkeep import Upkeep
 from tests.divert.conftest import ENVIRONMENT, House
@@ -24,6 +26,7 @@ DIRECT = Environment(id="env_direct", name="prod", project_id="proj_a", org_id="
 WHOSE = {"id", "environment_id", "organization_id", "job_id"}
 WHEN = {"updated_at", "expired_at", "finished_at"}
 """Upkeep stamps what time brings to a created run with the moment of its round; to a held one it has come at its own moment."""
+LIFETIMES = {"idempotency_slot": "idempotency_expires_at", "request_slot": "request_key_expires_at"}
 
 _examples = itertools.count()
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=30)
@@ -118,6 +121,30 @@ async def read(house: House, run_id: str) -> Run:
     return run
 
 
+async def assert_equal_rows(
+    house: House,
+    held: str,
+    direct: str,
+    *,
+    but: Collection[str],
+    ancestor_of: Mapping[str | None, str | None] | None = None,
+) -> None:
+    """Have a run that was held and one that was not differ in those columns only, and in when time brought what it brings."""
+    row, expected = await row_of(house, held), await row_of(house, direct)
+    if ancestor_of is not None:
+        for name in ("parent_run_id", "root_run_id"):
+            expected[name] = ancestor_of[expected[name]]
+    for columns in (row, expected):
+        # A key whose lifetime is over is free, whether or not somebody has asked for it and taken it from its run.
+        for name, ends in LIFETIMES.items():
+            columns[name] = None if (end := columns[ends]) is not None and end <= house.clock() else columns[name]
+    different = {name for name in row if row[name] != expected[name]}.difference(but)
+    assert different <= WHEN
+    assert not different or RunStatus(row["status"]) in (RunStatus.EXPIRED, RunStatus.QUEUED)
+    if row["status"] != RunStatus.EXPIRED:
+        assert await jobs_of(house, held) == await jobs_of(house, direct)
+
+
 def fresh(request: TriggerRequest) -> dict[str, Any]:
     """The request's options, with keys that no other example has."""
     unique = {
@@ -148,15 +175,8 @@ async def test_a_run_created_through_the_buffer_equals_one_created_directly(
     await Upkeep(holding.database, clock).advance()
 
     assert seen == read_again == await holding.created(held)
-    row, expected = await row_of(holding, held), await row_of(holding, direct)
     ancestor_of = {None: None, **dict(zip(theirs, ours, strict=True))}
-    for name in ("parent_run_id", "root_run_id"):
-        expected[name] = ancestor_of[expected[name]]
-    different = {name for name in row if row[name] != expected[name]} - WHOSE
-    assert different <= WHEN
-    assert not different or RunStatus(row["status"]) in (RunStatus.EXPIRED, RunStatus.QUEUED)
-    if row["status"] != RunStatus.EXPIRED:
-        assert await jobs_of(holding, held) == await jobs_of(holding, direct)
+    await assert_equal_rows(holding, held, direct, but=WHOSE, ancestor_of=ancestor_of)
 
 
 changes = st.lists(
@@ -220,3 +240,79 @@ async def test_changes_are_answered_for_a_held_run_as_for_a_created_one(
     row, expected = await row_of(holding, held), await row_of(holding, direct)
     different = {name for name in row if row[name] != expected[name]} - WHOSE
     assert different <= {*WHEN, "patch_count"}
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+async def batch_of(house: House, environment: Environment, items: Sequence[TriggerRequest]) -> list[str]:
+    """Trigger the items as one batch; return the ids of their runs, in order."""
+    added = await house.mollifier.batches.trigger(environment, BatchRequest(run_count=len(items)), items)
+    return [added.batch.runs[index] for index in range(len(items))]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wanted=st.lists(requests, min_size=1, max_size=4), held_s=passing)
+async def test_an_item_of_a_batch_created_through_the_buffer_equals_one_created_directly(
+    holding: House, wanted: list[TriggerRequest], held_s: int
+) -> None:
+    holding.clock = clock = Clock(utc_now())
+    items = [holding.request(**fresh(request)) for request in wanted]
+
+    direct, held = [await batch_of(holding, environment, items) for environment in (DIRECT, ENVIRONMENT)]
+    assert [await holding.created(run_id) for run_id in held] == [None] * len(items)
+    clock.turn(seconds=held_s)
+    seen = [await read(holding, run_id) for run_id in held]
+    await holding.hand_over()
+    await Upkeep(holding.database, clock).advance()
+
+    assert seen == [await holding.created(run_id) for run_id in held]
+    for one, other in zip(held, direct, strict=True):
+        await assert_equal_rows(holding, one, other, but=WHOSE | {"batch_id"})
+
+
+# --- keys that do not live as long ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    request=requests,
+    lifetime=seconds,
+    over=st.timedeltas(timedelta(milliseconds=1), timedelta(days=2)),
+    successor=st.sampled_from(["none", "held", "created"]),
+)
+async def test_a_run_held_longer_than_its_key_lives_equals_one_created_directly_and_the_key_is_free(
+    holding: House, request: TriggerRequest, lifetime: timedelta, over: timedelta, successor: str
+) -> None:
+    # What is bound in the buffer ends by the clock that the server shares with this process: all that passes has passed already.
+    now = utc_now()
+    holding.clock = clock = Clock(now - lifetime - over)
+    upkeep = Upkeep(holding.database, clock)
+    options = fresh(replace(request, idempotency_key=request.idempotency_key or "k", idempotency_lifetime=lifetime))
+    await holding.trip()
+
+    runs = [[await holding.trigger(environment, **options)] for environment in (DIRECT, ENVIRONMENT)]
+    clock.now = now
+    await upkeep.advance()
+    if successor != "none":
+        if successor == "created":
+            await holding.calm()
+        anew = {**options, "request_key": None}
+        for environment, made in zip((DIRECT, ENVIRONMENT), runs, strict=True):
+            run_id, cached = await holding.trigger_all(environment, **anew)
+            assert not cached
+            made.append(run_id)
+    seen = await read(holding, runs[1][0])
+    await holding.hand_over()
+    await upkeep.advance()
+
+    assert seen == await holding.created(runs[1][0])
+    for direct, held in zip(*runs, strict=True):
+        await assert_equal_rows(holding, held, direct, but=WHOSE)
+    answers = [
+        await holding.trigger_all(environment, **{**options, "request_key": None})
+        for environment in (DIRECT, ENVIRONMENT)
+    ]
+    assert answers[0][1] == answers[1][1]
+    assert (answers[1][0] in runs[1]) == answers[1][1]
+    await holding.hand_over()

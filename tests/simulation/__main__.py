@@ -19,11 +19,12 @@ _TELL_EVERY_S = 5.0
 
 
 class Played(NamedTuple):
-    """What is left of one seed. `report` says what was violated, and what happened before."""
+    """What is left of one seed. `sentence` is the one that was violated, if any; `report` says how, and what happened before."""
 
     seed: int
     steps: int
     calls: int
+    sentence: str
     report: str
 
 
@@ -34,7 +35,8 @@ def played(seed: int, last: int = 60, bug: str | None = None) -> Played:
     report = ""
     if violation is not None:
         report = f"{world.history.shown(last)}\n\nseed {seed}: {violation}\n\nreplay it: {replay(seed, bug)}"
-    return Played(seed, world.history.steps, len(world.history.calls), report)
+    sentence = "" if violation is None else violation.sentence
+    return Played(seed, world.history.steps, len(world.history.calls), sentence, report)
 
 
 def replay(seed: int, bug: str | None = None) -> str:
@@ -46,6 +48,11 @@ def replay(seed: int, bug: str | None = None) -> str:
 def seeds_until_found(bug: str, seeds: Iterable[int]) -> Played | None:
     """Play seeds with the bug planted until one finds it; None when none does."""
     return next((one for one in (played(seed, bug=bug) for seed in seeds) if one.report), None)
+
+
+def is_expected(found: Played, bug: str) -> bool:
+    """Return whether what was found is the bug: a sentence that it breaks is violated, and without the bug none is."""
+    return found.sentence in {kind.__name__ for kind in PLANTED[bug].breaks} and not played(found.seed).report
 
 
 def main() -> int:
@@ -103,7 +110,11 @@ def _find_planted(seeds: range) -> int:
             print(f"{bug}: not found within {len(seeds):,} seeds")
         else:
             (sentence,) = [line for line in found.report.splitlines() if line.startswith("seed ")]
-            print(f"{bug}: found after {found.seed - seeds.start + 1:,} seeds; {sentence}")
+            is_bug = is_expected(found, bug)
+            missed += not is_bug
+            print(
+                f"{bug}: {'found' if is_bug else 'something else found'} after {found.seed - seeds.start + 1:,} seeds; {sentence}"
+            )
     return min(missed, 1)
 
 

@@ -1,4 +1,4 @@
-"""Bugs to plant, each of which some sentence of the specification has to find within a few seeds: proof that the simulation can fail.
+"""Bugs to plant, each of which the sentence of the specification that it breaks has to find within a few seeds: proof that the simulation can fail.
 
 Four are in the scripts, planted in their model; two are in the flow.
 """
@@ -17,11 +17,21 @@ from mollifier.facade import Mollifier
 from mollifier.handling import Handler, Outcome
 from mollifier.model import Entry
 from tests.model.scripts import ScriptModel
+from tests.simulation.invariants import (
+    AnAcknowledgedRunExists,
+    NothingIsHandedOverBeforeItsTime,
+    OneClaimantAtATime,
+    OnlyItsHolderSettlesAnEntry,
+    Sentence,
+    TheReadyIndexNamesWhatIsDue,
+    WhatADeadDrainerHeldIsPutBackInTime,
+)
 
 
 class Bug(msgspec.Struct, frozen=True, kw_only=True):
-    """What to put in the place of the model of the scripts, or of the joined flow."""
+    """What to put in the place of the model of the scripts, or of the joined flow, and the sentences of which one has to find it."""
 
+    breaks: tuple[type[Sentence], ...]
     model: type[ScriptModel] = ScriptModel
     facade: type[Mollifier] = Mollifier
 
@@ -111,10 +121,10 @@ class OnePortionPerLook(Mollifier):
 
 
 PLANTED: Mapping[str, Bug] = {
-    "settle without the fencing check": Bug(model=WithoutFencing),
-    "requeue without the ready index": Bug(model=RequeueWithoutIndex),
-    "retry without its not-before time": Bug(model=RetryAtOnce),
-    "claim without the owner's token": Bug(model=ClaimOfAnybody),
-    "acknowledge before creating": Bug(facade=AckBeforeCreate),
-    "put back one portion per look": Bug(facade=OnePortionPerLook),
+    "settle without the fencing check": Bug(model=WithoutFencing, breaks=(OnlyItsHolderSettlesAnEntry,)),
+    "requeue without the ready index": Bug(model=RequeueWithoutIndex, breaks=(TheReadyIndexNamesWhatIsDue,)),
+    "retry without its not-before time": Bug(model=RetryAtOnce, breaks=(NothingIsHandedOverBeforeItsTime,)),
+    "claim without the owner's token": Bug(model=ClaimOfAnybody, breaks=(OneClaimantAtATime,)),
+    "acknowledge before creating": Bug(facade=AckBeforeCreate, breaks=(AnAcknowledgedRunExists,)),
+    "put back one portion per look": Bug(facade=OnePortionPerLook, breaks=(WhatADeadDrainerHeldIsPutBackInTime,)),
 }

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.simulation.__main__ import played, seeds_until_found
+from tests.simulation.__main__ import is_expected, played, seeds_until_found
 from tests.simulation.invariants import SENTENCES
 from tests.simulation.planted import PLANTED
 from tests.simulation.world import play
@@ -37,9 +37,11 @@ def test_every_sentence_of_the_specification_holds_after_every_step(part: int) -
 
 
 @pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_is_found(bug: str) -> None:
+def test_a_planted_bug_is_found_by_the_sentence_that_it_breaks(bug: str) -> None:
     found = seeds_until_found(bug, range(300))
     assert found is not None, "300 seeds have not found it"
+    assert found.sentence in {sentence.__name__ for sentence in PLANTED[bug].breaks}, found.report
+    assert is_expected(found, bug), f"seed {found.seed} fails without it, too"
     print(f"{bug}: found after {found.seed + 1} seeds")  # noqa: T201 - the figure
 
 

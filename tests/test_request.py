@@ -147,7 +147,7 @@ def test_an_option_is_taken_as_it_is_meant(option: str, value: Any, field: str, 
         ("priority", -(2**31) - 1, "options.priority"),
         ("priority", 2**63 + 1, "options.priority"),
         ("priority", 10**400, "options.priority"),
-        ("priority", 1.0, "options.priority"),
+        ("priority", 1.5, "options.priority"),
         ("priority", True, "options.priority"),
         ("priority", "1", "options.priority"),
         ("machine", "", "options.machine"),
@@ -171,6 +171,49 @@ def test_an_option_is_taken_as_it_is_meant(option: str, value: Any, field: str, 
 )
 def test_an_option_that_cannot_be_is_named(option: str, value: Any, field: str) -> None:
     assert list(option_errors(**{option: value})) == [field]
+
+
+INTEGERS: list[tuple[str, int]] = [
+    ("0", 0),
+    ("-0", 0),
+    ("-0.0", 0),
+    ("0e99999999", 0),
+    ("1.0", 1),
+    ("-7.000", -7),
+    ("3e3", 3000),
+    ("3.0E+3", 3000),
+    ("30000e-1", 3000),
+    ("2147483647.0", 2**31 - 1),
+    ("-2147483648.0", -(2**31)),
+    (f"1.{'0' * 5000}", 1),
+]
+NO_INTEGERS = [
+    *("0.5", "1e-1", "2999.9999999999999999999999999", "2147483646.0000000001", "1e-400", "1e-99999999999999999999"),
+    *("2147483648.0", "1e10", "1e309", "-1e309", "1e999999999", "1e99999999999999999999", f"0.{'0' * 5000}1"),
+]
+
+
+@pytest.mark.parametrize(("written", "number"), INTEGERS)
+def test_an_integer_may_be_written_with_a_fraction_of_nothing_or_an_exponent(written: str, number: int) -> None:
+    assert parse_trigger("task", f'{{"options": {{"priority": {written}}}}}'.encode(), {}).priority == number
+
+
+@pytest.mark.parametrize("written", NO_INTEGERS)
+def test_a_number_that_is_no_integer_in_range_is_named_with_the_range(written: str) -> None:
+    errors = errors_of(f'{{"options": {{"priority": {written}}}}}'.encode())
+    assert errors == {"options.priority": "expected an integer from -2147483648 to 2147483647"}
+
+
+def test_every_option_that_is_an_integer_may_be_written_so_and_what_is_passed_on_keeps_its_bytes() -> None:
+    request = parse_trigger(
+        "task",
+        b"""{"payload": {"n": 3000.0}, "context": 1e0, "options": {"metadata": {"n": 2.0}, "priority": 5.0, "maxAttempts": 1e1,
+        "maxDuration": 60.0, "ttl": 3.6e3, "concurrencyKey": 7.0}}""",
+        {},
+    )
+    assert (request.payload, request.context, request.metadata) == (b'{"n": 3000.0}', b"1e0", b'{"n": 2.0}')
+    assert (request.priority, request.max_attempts, request.max_duration_s) == (5, 10, 60)
+    assert (request.ttl, request.concurrency_key) == (timedelta(hours=1), "7.0")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -38,7 +39,6 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 _any = msgspec.json.Decoder(msgspec.Raw)
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_INTEGER = re.compile(rb"-?[0-9]{1,20}")
 _KINDS = {
     ord("{"): "an object",
     ord("["): "an array",
@@ -154,12 +154,13 @@ class Fields:
         return None if raw is None else raw == b"true"
 
     def integer(self, name: str, low: int, high: int) -> int | None:
-        """Return an integer within the range; `1.0` and `1e3` are none."""
+        """Return an integer within the range, however JSON writes it: `3000`, `3000.0` and `3e3` are the same."""
         raw = self._raw(name)
         if raw is None:
             return None
-        if _INTEGER.fullmatch(raw) and low <= (number := int(raw)) <= high:
-            return number
+        number = _number(raw)
+        if number is not None and low <= number <= high and number == number.to_integral_value():
+            return int(number)
         got = "" if kind_of(raw) == "a number" else f", got {kind_of(raw)}"
         self.blame(name, f"expected an integer from {low} to {high}{got}")
         return None
@@ -351,6 +352,17 @@ def _read(body: bytes, read: Callable[[Fields], T]) -> T:
     result = read(fields)
     fields.check()
     return result
+
+
+def _number(raw: bytes) -> Decimal | None:
+    """Return exactly the number that is written, however many digits it has; None for what is no number."""
+    if kind_of(raw) != "a number":
+        return None
+    try:
+        return Decimal(raw.decode())
+    except InvalidOperation:
+        # Its exponent is more than a decimal can hold; only zero could be written so and be an integer in any range.
+        return None
 
 
 def _without_halves(body: bytes) -> bytes:

@@ -14,7 +14,7 @@ from mollifier.model import Tenant
 from mollifier.postgres.database import Database
 from mollifier.postgres.upkeep import Upkeep
 from tests.core.support import until
-from tests.http.conftest import Diverting
+from tests.http.conftest import Diverting, raw_member
 from tests.http.twins import Told, Twins
 
 pytestmark = pytest.mark.leaves_keys
@@ -178,6 +178,30 @@ async def test_a_key_answers_with_the_held_run_until_that_is_replayed_or_reset(t
     assert reset.body == {"id": "<new>", "isCached": False}
 
 
+async def test_integers_of_any_writing_make_the_same_runs_held_and_created_of_the_very_bytes(twins: Twins) -> None:
+    body = b"""{"payload": {"n": 3000.0, "e": 3e3}, "options": {
+        "metadata": {"n": 1.0}, "ttl": 3.6e3, "priority": 5.0, "maxAttempts": 1e1, "maxDuration": 60.0
+    }}"""
+    await twins.ask("POST", "/api/v1/tasks/echo/trigger", body, "run")
+    await twins.ask("POST", "/api/v3/batches", b'{"runCount": 2.0}', "batch")
+    lines = b'{"index": 1.0, "task": "echo", "payload": 1.0}\n{"index": 0e0, "task": "echo"}\n'
+    added = await twins.ask("POST", "/api/v3/batches/<batch>/items", lines, kind="application/x-ndjson")
+
+    assert added.body["sealed"]
+    assert (await twins.ask("GET", "/api/v3/runs/<run>")).body["ttl"] == "1h"
+    await twins.ask("GET", "/api/v2/batches/<batch>")
+    for twin in (twins.created, twins.held):
+        run = await twins.seen(twin, "/api/v3/runs/<run>")
+        assert raw_member(run, "payload") == b'{"n": 3000.0, "e": 3e3}'
+        assert raw_member(run, "metadata") == b'{"n": 1.0}'
+        assert raw_member(await twins.seen(twin, "/api/v3/runs/<item 1>"), "payload") == b"1.0"
+    bad = b'{"options": {"maxAttempts": 1.5, "priority": 1e99, "ttl": 0.5, "maxDuration": -1.0}}'
+    refused = await twins.ask("POST", "/api/v1/tasks/echo/trigger", bad)
+    assert [error["field"] for error in refused.body["errors"]] == [
+        f"options.{name}" for name in ("ttl", "priority", "maxAttempts", "maxDuration")
+    ]
+
+
 # --- paths ---------------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +333,7 @@ async def populate(twins: Twins) -> None:
         path = f"/api/v1/tasks/{quote(task, safe='')}/trigger"
         await twins.ask("POST", path, {"options": options}, f"run {number}")
     for twin in (twins.created, twins.held):
-        twin.call("<moment>", (await twins.seen(twin, "/api/v3/runs/<run 5>"))["createdAt"], told=False)
+        twin.call("<moment>", (await twins.seen(twin, "/api/v3/runs/<run 5>")).json()["createdAt"], told=False)
     await twins.hold()
     await twins.ask("POST", "/api/v2/tasks/batch", {"items": items}, "batch")
     await twins.ask("POST", "/api/v2/runs/<run 5>/cancel")
@@ -357,13 +381,13 @@ async def test_pages_stay_the_same_while_held_runs_are_created(twins: Twins, que
 
 async def test_a_held_run_that_expires_reads_as_a_created_one_that_expired(twins: Twins, database: Database) -> None:
     await twins.trigger("run", {"a": 1}, ttl=1, idempotencyKey="k", tags="a")
-    at = datetime.fromisoformat((await twins.seen(twins.created, "/api/v3/runs/<run>"))["createdAt"]) + timedelta(
-        seconds=1
-    )
+    at = datetime.fromisoformat(
+        (await twins.seen(twins.created, "/api/v3/runs/<run>")).json()["createdAt"]
+    ) + timedelta(seconds=1)
     await Upkeep(database, lambda: at).advance()
 
     async def has_expired() -> bool:
-        return (await twins.seen(twins.held, "/api/v3/runs/<run>"))["status"] == "EXPIRED"
+        return (await twins.seen(twins.held, "/api/v3/runs/<run>")).json()["status"] == "EXPIRED"
 
     await until(has_expired)
     seen = [*await read(twins), await twins.ask("GET", "/api/v1/runs?filter[status]=EXPIRED")]

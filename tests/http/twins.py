@@ -103,11 +103,11 @@ class Twins:
         assert held == created, f"{method} {path} {body}"
         return created
 
-    async def seen(self, twin: Twin, path: str) -> Any:
-        """Return what one of them reads there, as it is told."""
+    async def seen(self, twin: Twin, path: str) -> httpx.Response:
+        """Return what one of them is answered there, as it is."""
         answer = await self._api.get(twin.tenant, twin.filled(path, in_path=True))
         assert answer.status_code == 200, answer.text
-        return answer.json()
+        return answer
 
     async def hold(self) -> None:
         """Have the triggers of the one held from now on, as they are at first."""

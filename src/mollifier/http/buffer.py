@@ -202,4 +202,4 @@ def query_number(name: str, text: str | None, default: int, low: int, high: int)
         return default
     if text.isascii() and text.isdigit() and len(text) <= len(str(high)) and low <= int(text) <= high:
         return int(text)
-    raise InvalidRequestError(FieldError(name, f"must be a number from {low} to {high}"))
+    raise InvalidRequestError(FieldError(name, f"must be a number from {low} to {high}, in digits alone"))

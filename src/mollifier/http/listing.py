@@ -105,7 +105,7 @@ def _page_size(text: str) -> int:
     low, high = PAGE_SIZE
     if text.isascii() and text.isdigit() and len(text) <= len(str(high)) and low <= int(text) <= high:
         return int(text)
-    raise ValueError(f"must be a number from {low} to {high}")
+    raise ValueError(f"must be a number from {low} to {high}, in digits alone")
 
 
 def _status(text: str) -> RunStatus:

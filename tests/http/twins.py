@@ -16,7 +16,7 @@ from tests.http.conftest import TASK, Api, Diverting, bearer
 
 # Lengths follow from how many digits a moment has.
 HEADERS_OF_ITS_OWN = {"date", "content-length"}
-MOMENTS = {"updatedAt", "startedAt", "finishedAt", "delayedUntil", "expiredAt"}
+MOMENTS = {"createdAt", "updatedAt", "startedAt", "finishedAt", "delayedUntil", "expiredAt"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _learnt(answer: httpx.Response, name: str | None) -> Iterator[tuple[str, str
 
 
 def _timeless(text: str) -> Any:
-    """Read a JSON text, moments as the seconds since what they are told of was created."""
+    """Read a JSON text, moments by what they have to do with each other."""
     try:
         return _relative(json.loads(text))
     except json.JSONDecodeError:
@@ -152,18 +152,17 @@ def _relative(value: Any) -> Any:
         return [_relative(item) for item in cast("list[Any]", value)]
     if isinstance(value, dict):
         members = cast("dict[str, Any]", value)
-        return {name: _since(members.get("createdAt"), name, member) for name, member in members.items()}
+        return {name: _moment(members, name) if name in MOMENTS else _relative(members[name]) for name in members}
     return value
 
 
-def _since(created: str | None, name: str, member: Any) -> Any:
-    """Return whole seconds since then; a moment that is not a whole number of them away came by a change, and only says so."""
-    if name == "createdAt":
-        return "created"
-    if created is None or name not in MOMENTS:
-        return _relative(member)
-    moment = datetime.fromisoformat(member)
-    if not moment.microsecond:
-        return member
-    seconds = (moment - datetime.fromisoformat(created)).total_seconds()
-    return seconds if seconds.is_integer() else "changed"
+def _moment(members: Mapping[str, Any], name: str) -> Any:
+    """Return what a moment is told by: another one that it equals, whole seconds since the creation, or only that it came later."""
+    told: str = members[name]
+    if name in ("createdAt", "updatedAt") or "createdAt" not in members:
+        return next((other for other in ("createdAt", "finishedAt") if members.get(other) == told), "later")
+    moment = datetime.fromisoformat(told)
+    seconds = (moment - datetime.fromisoformat(members["createdAt"])).total_seconds()
+    if seconds.is_integer():
+        return seconds
+    return "later" if moment.microsecond else told

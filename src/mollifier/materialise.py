@@ -58,6 +58,9 @@ class Materialiser:
             job = _read(entry)
             if not isinstance(job, Handover):
                 return False
+            # A failure that was recorded before has its run, whether or not it could be created as it is by now.
+            if await self._engine.carry_over(entry.env_id, entry.run_id, job.changes) is not None:
+                return True
             failure = RunError(message=describe(error), name=held.FAILURE)
             ending = job.creation.ending or Ending(
                 status=RunStatus.SYSTEM_FAILURE, at=self._clock(), frees=("idempotency_key",)

@@ -13,11 +13,13 @@ from mollifier import patches
 from mollifier.engine import CreateOutcome, Creation, Ending
 from mollifier.errors import ConflictError, InvalidRequestError
 from mollifier.facade import Mollifier
+from mollifier.materialise import Materialiser
 from mollifier.model import EntryState, MetadataOperation, Run, RunError, RunFilter, RunStatus
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.engine import PostgresRunEngine
 from tests.core.support import expire_lease
 from tests.divert.conftest import ENVIRONMENT, House
+from tests.postgres.support import execute
 
 pytestmark = pytest.mark.leaves_keys
 
@@ -77,6 +79,27 @@ async def test_a_run_that_exists_stays_as_it_is_when_its_entry_is_given_up_and_h
     run = await created(holding, run_id)
     assert (run.status, run.snapshot.tags) == (RunStatus.QUEUED, ("late",))
     assert (await holding.buffer.counts()).left == 0
+
+
+async def test_a_change_after_the_failure_was_recorded_reaches_the_run_also_where_that_cannot_be_created_as_changed(
+    holding: House,
+) -> None:
+    give_up = Materialiser(holding.engine, holding.mollifier.telemetry, lambda: datetime.now(UTC)).give_up
+    run_id = await holding.trigger()
+    entry = await holding.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    assert entry is not None
+    assert await give_up(entry, RuntimeError("boom"))
+    for change in (patches.Cancel(datetime.now(UTC)), patches.AddTags(("late",))):
+        assert await holding.buffer.patch(entry, patches.encode(change)) == "held"
+        entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, run_id)
+        assert entry is not None
+    await execute(holding.database, "ALTER TABLE runs ADD CONSTRAINT none_cancelled CHECK (status <> 'CANCELED')")
+
+    assert await give_up(entry, RuntimeError("boom"))
+
+    run = await created(holding, run_id)
+    assert (run.status, run.snapshot.tags) == (RunStatus.SYSTEM_FAILURE, ("late",))
+    assert await holding.buffer.ack(entry) == "held"
 
 
 # --- where not even the failure can be written ---------------------------------------------------------------------

@@ -5,10 +5,9 @@ Whoever looks while a step is being checked sees the facts from before it, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 class Held:
     """What is known of one entry. `holder` and `lease` are those of the pop that has it.
 
-    `is_marked`: somebody may have set out to create its run (see `handover.py`); `late`: it was changed after that.
+    `is_marked`: somebody may have set out to create its run (see `handover.py`); `late`: it was changed after somebody had.
     `has_died`: it has been a dead letter, which ended the life of its idempotency key, whatever an operator did about it then.
     """
 
@@ -148,15 +147,22 @@ class Facts:
         return reclaims > self.plan.settings.drain_max_reclaims
 
     def is_moving(self, run_id: str) -> bool:
-        """True while a change that was made during an outage of the engine may be read in one place and not in the other."""
+        """True while a change that was made during an outage of the engine may be read in one place and not in the other.
+
+        For ever, where somebody spoilt the entry that has it meanwhile: it is a dead letter then.
+        """
         known = self.entries.get(run_id)
+        if known is not None and known.late and run_id in self.spoilt:
+            return True
         fields = self.fields(run_id) if known is not None and known.late else None
         return fields is not None and fields.get("state") in (b"QUEUED", b"DRAINING")
 
     # --- learning --------------------------------------------------------------------------------------------------
 
     def meet(self, step: Step) -> None:
-        """Get to know an entry that the step has made, before the step is looked at."""
+        """Get to know an entry that the step has made, or a run that stands beside one, before the step is looked at."""
+        if step.what == "create_runs":
+            self._meet_beside(step.runs)
         if step.what != "accept" or step.reply[0] != b"accepted":
             return
         args, run_id = step.args, step.runs[0]
@@ -170,6 +176,13 @@ class Facts:
             created_us=args["created_us"],
             is_marked=bool(args["taken"]),
         )
+
+    def _meet_beside(self, run_ids: Sequence[str]) -> None:
+        """Take note of runs that were created directly, because the accept had no answer in time, after a change of the entry that it left."""
+        for run_id in run_ids:
+            known, fields = self.entries.get(run_id), self.fields(run_id)
+            if known is not None and fields is not None and run_id in self.rows and fields.get("patches", b"0") != b"0":
+                known.late = True
 
     def absorb(self, step: Step) -> None:
         """Learn from a step that has been looked at."""

@@ -881,7 +881,8 @@ class WhatWasAnsweredShows(Sentence):
     """What was answered shows at once and for good: no change is lost, none is made twice, wherever the run is.
 
     While the engine is away an entry takes changes after somebody has set out to create its run; should that creation have arrived all
-    the same, they come to the run when the drainer has come back to the entry.
+    the same, they come to the run when the drainer has come back to the entry. So do changes of an entry whose accept had no answer in
+    time, so that its run is created directly, later than they were made.
     """
 
     def after_step(self, step: Step) -> Complaints:

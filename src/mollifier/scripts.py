@@ -233,11 +233,12 @@ def pop(
     org_id: str,
     lease_ms: int,
     take: int,
+    enough: int,
     run_id: Sequence[str],
 ) -> Call[PoppedFields]:
     """Take the oldest entries under a lease; see `lua/pop.lua`."""
     keys = (queue, waiting, envs, orgs, draining, failed, seq, held, owners, usage, children, *entry)
-    return Call(load("pop"), keys, (env_id, org_id, lease_ms, take, *run_id), _popped)
+    return Call(load("pop"), keys, (env_id, org_id, lease_ms, take, enough, *run_id), _popped)
 
 
 def ack(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from mollifier.buffer import Acceptance, Buffer, Popped, Ready
+from mollifier.buffer.taking import ENOUGH_BYTES
 from mollifier.errors import BufferUnavailableError, MalformedEntryError
 from mollifier.keys import PartitionKeys
 from mollifier.model import Entry, EntryKind, EntryState
@@ -61,6 +62,16 @@ async def test_a_batch_takes_the_oldest_first_and_no_more_than_asked(buffer: Buf
     assert ids(await pop_some(buffer, 3)) == ["a", "b", "c"]
     assert ids(await pop_some(buffer, 3)) == ["d", "e"]
     assert ids(await pop_some(buffer, 3)) == []
+
+
+async def test_of_large_entries_a_batch_takes_few_and_one_at_least(buffer: Buffer) -> None:
+    third = b"." * (ENOUGH_BYTES // 3 + 1)
+    await hold(buffer, *"abcd", payload=third)
+    await hold(buffer, "e", payload=3 * third)
+    await hold(buffer, *"fg")
+    assert ids(await pop_some(buffer, 25)) == ["a", "b", "c"]
+    assert ids(await pop_some(buffer, 25)) == ["d", "e"]
+    assert ids(await pop_some(buffer, 25)) == ["f", "g"]
 
 
 async def test_one_call_pops_many_environments_each_its_share(buffer: Buffer) -> None:

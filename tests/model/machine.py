@@ -238,8 +238,8 @@ class BufferMachine(RuleBasedStateMachine):
         call = scripts.peek(queue=keys.queue(ready.env_id), waiting=keys.waiting(ready.env_id), limit=limit)
         self.peeked.append((ready, self.twins.call(call)))
 
-    @operation(pick=any_pick, take=st.integers(1, 3), needs=has_peeked)
-    def pop_what_was_peeked_before(self, pick: int, take: int) -> None:
+    @operation(pick=any_pick, take=st.integers(1, 3), enough=st.sampled_from([1, 150, 10_000]), needs=has_peeked)
+    def pop_what_was_peeked_before(self, pick: int, take: int, enough: int) -> None:
         ready, run_ids = picked(self.peeked, pick)
         keys = self.twins.keyspace.of(ready.org_id)
         call = scripts.pop(
@@ -259,6 +259,7 @@ class BufferMachine(RuleBasedStateMachine):
             org_id=ready.org_id,
             lease_ms=100,
             take=take,
+            enough=enough,
             run_id=run_ids,
         )
         self.twins.call(call)

@@ -36,6 +36,7 @@ class Taking(Part):
         org_id: str,
         lease_ms: int,
         take: int,
+        enough: int,
         run_id: Sequence[str],
     ) -> Any:
         """The oldest go out under one lease, as long as they are among the declared ones."""
@@ -45,10 +46,10 @@ class Taking(Part):
         malformed: list[bytes] = []
         evicted: list[bytes] = []
         records = Records(store, owners, usage)
-        dropped = lease = 0
+        dropped = lease = size = 0
         self._bring_back(queue, waiting)
         for run in store.ordered(queue)[: len(entry_of)]:
-            if run not in entry_of or len(taken) == take:
+            if run not in entry_of or len(taken) == take or size >= enough:
                 break
             key = entry_of[run]
             store.remove(queue, run)
@@ -62,6 +63,7 @@ class Taking(Part):
                 malformed.append(run.encode())
             else:
                 fields = store.hashes[key]
+                size += sum(map(len, fields.values()))
                 lease = lease or store.increment(seq)
                 fields.update(state=b"DRAINING", lease=b"%d" % lease, taken=b"1")
                 fields.pop("not_before_ms", None)

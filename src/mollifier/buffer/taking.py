@@ -17,6 +17,8 @@ from mollifier.model import Entry
 from mollifier.server import Server
 from mollifier.settings import Settings
 
+ENOUGH_BYTES = 1024 * 1024
+"""After so many bytes a pop takes no more entries of one environment: their reply keeps everybody else's waiting."""
 _ORPHANS_PER_POP = 100
 _ENVIRONMENTS_REMEMBERED = 1_000
 
@@ -94,7 +96,7 @@ class Taking(Part):
         return None
 
     async def pop_many(self, shares: Sequence[tuple[Ready, int]]) -> list[Popped | BufferUnavailableError]:
-        """Take up to so many entries of each environment, oldest first, under a lease each. Two round trips in all.
+        """Take up to so many entries of each environment, oldest first, under a lease each, and fewer of large ones. Two round trips in all.
 
         It is one where the last pop of each has told what follows, and nobody else has taken that since. A fault of one environment is
         its own answer and harms no other. Another drainer at the same queue may leave fewer.
@@ -191,6 +193,7 @@ class Taking(Part):
             org_id=ready.org_id,
             lease_ms=self._settings().lease_ms,
             take=limit,
+            enough=ENOUGH_BYTES,
             run_id=run_ids,
         )
 

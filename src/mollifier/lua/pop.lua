@@ -4,6 +4,7 @@
 -- A reference whose entry is gone is dropped: an audit copy expired. Of a held entry, which never does, what is known becomes a dead
 -- letter. An entry that does not read as one is a dead letter too, untouched.
 -- With no entry declared it takes none, and takes an environment that has nothing left out of the ready index.
+-- It takes no more once they have so many bytes: one reply, which everybody else waits for, stays small whatever tenants put into their payloads.
 -- It names those that are the oldest then, so that the next pop needs no look before it: what has waited long enough comes back first.
 -- The first thing written takes something away: a server whose memory is full lets a script go on only from there.
 -- @include index
@@ -29,18 +30,20 @@
 --       2 org_id
 --       3 lease_ms
 --       4 take      the most to take, and to name
---       5... run_id
+--       5 enough    so many bytes of fields are
+--       6... run_id
 -- Returns {now_ms, {{run_id, field, value, ...} ...}, {malformed run_id ...}, references dropped, {evicted run_id ...}, {next run_id ...}}
 local entry_of = {}
-for i = 12, #KEYS do entry_of[ARGV[i - 7]] = KEYS[i] end
+for i = 12, #KEYS do entry_of[ARGV[i - 6]] = KEYS[i] end
 
 local now = now_ms()
 bring_back(KEYS[1], KEYS[2], now)
 local leaving, taking, malformed, gone = {}, {}, {}, {}
+local take, enough, size = tonumber(ARGV[4]), tonumber(ARGV[5]), 0
 local head = #KEYS > 11 and redis.call('ZRANGE', KEYS[1], 0, #KEYS - 12) or {}
 for _, run_id in ipairs(head) do
   local entry = entry_of[run_id]
-  if not entry or #taking == tonumber(ARGV[4]) then break end
+  if not entry or #taking == take or size >= enough then break end
   leaving[#leaving + 1] = run_id
   local fields = fields_of(entry)
   if not fields then
@@ -49,6 +52,7 @@ for _, run_id in ipairs(head) do
     malformed[#malformed + 1] = run_id
   else
     taking[#taking + 1] = {run_id, fields}
+    for _, value in pairs(fields) do size = size + #value end
   end
 end
 

@@ -1,13 +1,12 @@
 """Random requests made from the served OpenAPI document: whatever comes in, each answer is one that the document declares.
 
 The API diverts, its buffer is a real Valkey, and every trigger is held but the first: what names a run names a held one, half the time.
-Every operation gets a few requests, in an order that follows from the run's seed; then one after the other gets more, until the time is up.
+Every operation gets a few requests that keep to its schema and a few that break it, in an order that follows from the run's seed; then one after
+the other gets more, until the time is up.
 
 Every check of the library is asked. Left out is `positive_data_acceptance`: what makes a request a 422 is more than a schema can say, as a
 parent that does not exist. Some have nothing to say here: `use_after_free`, `ensure_resource_availability` and `object_level_authorization`
-are about requests that follow from one another, which the model-based tests, the simulation and the test of isolation make;
-`negative_data_rejection`, `missing_required_header` and `unsupported_method` about requests that break the schema on purpose, which the
-tests of each route and the table of hostile payloads do.
+are about requests that follow from one another, which the model-based tests, the simulation and the test of isolation make.
 """
 
 import asyncio
@@ -23,6 +22,7 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import (
     positive_data_acceptance,  # pyright: ignore[reportUnknownVariableType] - the library types it in part
 )
@@ -50,6 +50,8 @@ ROUND = settings(
 )
 FIRST_ROUND = settings(ROUND, max_examples=10)
 
+WITHOUT_INPUT = {"/healthz", "/readyz", "/metrics"}
+"""Paths at which no request can break the schema."""
 NOT_CHECKED: list[Any] = [positive_data_acceptance]
 
 # A stream of one line is the JSON of that line.
@@ -161,7 +163,10 @@ def test_every_answer_to_a_random_request_stands_every_check(house: House) -> No
     turn = 0
     while turn < len(operations) or time.monotonic() < end:
         operation = operations[turn % len(operations)]
-        one_round(operation, house, SEED + turn, FIRST_ROUND if turn < len(operations) else ROUND)
+        how = FIRST_ROUND if turn < len(operations) else ROUND
+        for mode in GenerationMode:
+            if mode.is_positive or operation.path not in WITHOUT_INPUT:
+                one_round(operation, house, mode, SEED + turn, how)
         turn += 1
     assert house.queued() > 0
 
@@ -179,19 +184,30 @@ def rename(part: Any, existing: Mapping[str, str]) -> None:
             rename(item, existing)
 
 
-def one_round(operation: Any, house: House, seed_of_round: int, how: settings) -> None:
+def name_what_exists(case: Any, existing: Mapping[str, str]) -> None:
+    """Name it in every part of the request that keeps to the schema."""
+    parts = {"path": case.path_parameters, "query": case.query, "body": case.body}
+    for location, component in case.meta.components.items():
+        if component.mode.is_positive and location.value in parts:
+            rename(parts[location.value], existing)
+
+
+def one_round(operation: Any, house: House, mode: GenerationMode, seed_of_round: int, how: settings) -> None:
     existing, key = house.existing(operation.path), house.key(operation.path)
 
     @seed(seed_of_round)
     @how
-    @given(case=operation.as_strategy())
+    @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
         # Half of them name what exists, so that they get beyond a 404.
         if crc32(repr((case.path_parameters, case.query, case.body)).encode()) % 2:
-            for part in (case.path_parameters, case.query, case.body):
-                rename(part, existing)
-        case.call_and_validate(
-            base_url=house.url, headers={"Authorization": f"Bearer {key}"}, excluded_checks=NOT_CHECKED
+            name_what_exists(case, existing)
+        # The key is the one header there is: a request that breaks their schema has none, or no key.
+        breaks_headers = any(
+            location.value == "header" and component.mode.is_negative
+            for location, component in case.meta.components.items()
         )
+        headers = {} if breaks_headers else {"Authorization": f"Bearer {key}"}
+        case.call_and_validate(base_url=house.url, headers=headers, excluded_checks=NOT_CHECKED)
 
     check()

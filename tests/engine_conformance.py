@@ -19,6 +19,7 @@ from mollifier.errors import ConflictError, InvalidRequestError
 from mollifier.expiry import EXPIRED_ERROR
 from mollifier.ids import batch_id, item_run_id
 from mollifier.model import Batch, Debounce, MetadataOperation, RunFilter, RunProgress, RunStatus, Snapshot
+from mollifier.patches import Cancel, Patch, Reschedule
 from tests.postgres.support import ENV, OTHER_ENV, START, Clock, create, read, snapshot
 
 HOUR = timedelta(hours=1)
@@ -451,6 +452,27 @@ async def test_a_cancelled_run_stays_as_it_was_cancelled_the_first_time(engine: 
     assert cancelled is not None
     assert (cancelled.status, cancelled.finished_at) == (RunStatus.CANCELED, START + MINUTE)
     assert again == cancelled
+
+
+@pytest.mark.parametrize("ttl_s", [None, 60])
+@pytest.mark.parametrize("comes_first", ["the new delay", "the cancellation"])
+async def test_a_run_that_is_carried_its_cancellation_and_a_new_delay_waits_for_nothing_more(
+    engine: RunEngine, clock: Clock, comes_first: str, ttl_s: int | None
+) -> None:
+    run_id = await create(engine, delayed_until=START + HOUR, ttl_s=ttl_s)
+    at = clock.turn(minutes=1)
+    moves: list[Patch] = [Reschedule(START + 2 * HOUR, at), Cancel(at)]
+    changes = moves if comes_first == "the new delay" else moves[::-1]
+
+    run = await engine.carry_over(ENV, run_id, changes)
+
+    assert run is not None
+    assert (run.status, run.finished_at, run.updated_at) == (RunStatus.CANCELED, at, at)
+    assert run.snapshot.delayed_until == START + (2 * HOUR if comes_first == "the new delay" else HOUR)
+    with pytest.raises(ConflictError, match="CANCELED"):
+        await engine.reschedule_run(ENV, run_id, HOUR, at)
+    clock.turn(hours=3)
+    assert (await read(engine, run_id)).status is RunStatus.CANCELED
 
 
 async def test_tags_are_added_once_each_and_in_order(engine: RunEngine) -> None:

@@ -245,11 +245,13 @@ class RunTable:
     def advance(self, now: datetime) -> None:
         """Expire what has waited too long, then queue what is due."""
         for row in self.rows.values():
-            if row["expires_at"] is not None and row["expires_at"] <= now:
+            is_delayed = row["status"] == RunStatus.DELAYED.value
+            is_waiting = is_delayed or row["status"] == RunStatus.QUEUED.value
+            if is_waiting and row["expires_at"] is not None and row["expires_at"] <= now:
                 self._free(row, "debounce_slot", "idempotency_slot")
                 over = {"expired_at": now, "finished_at": now, "updated_at": now, "due_at": None, "expires_at": None}
                 row.update(over, status=RunStatus.EXPIRED.value, error=_EXPIRED)
-            elif row["due_at"] is not None and row["due_at"] <= now:
+            elif is_delayed and row["due_at"] is not None and row["due_at"] <= now:
                 self._free(row, "debounce_slot")
                 row.update(status=RunStatus.QUEUED.value, due_at=None, updated_at=now)
 

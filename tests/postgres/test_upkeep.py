@@ -6,9 +6,11 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 
 from mollifier.engine import Created
-from mollifier.model import Debounce, RunStatus
+from mollifier.model import FINAL_STATUSES, Debounce, RunStatus
+from mollifier.patches import Cancel, Patch, Reschedule
 from mollifier.postgres import upkeep as upkeep_module
 from mollifier.postgres.database import Database
 from mollifier.postgres.engine import PostgresRunEngine
@@ -112,6 +114,38 @@ async def test_a_run_that_is_due_and_over_at_once_does_not_start(
     await upkeep.advance()
 
     assert (await read(engine, run_id)).status is RunStatus.EXPIRED
+    assert await jobs(database) == []
+
+
+@pytest.mark.parametrize("ttl_s", [None, 60])
+@pytest.mark.parametrize("comes_first", ["the new delay", "the cancellation"])
+async def test_a_run_that_was_carried_its_cancellation_and_a_new_delay_is_neither_queued_nor_expired(
+    engine: PostgresRunEngine, upkeep: Upkeep, database: Database, clock: Clock, *, comes_first: str, ttl_s: int | None
+) -> None:
+    run_id = await create(engine, delayed_until=START + MINUTE, ttl_s=ttl_s, idempotency_key="key")
+    moves: list[Patch] = [Reschedule(START + 2 * MINUTE, START), Cancel(START)]
+    await engine.carry_over(ENV, run_id, moves if comes_first == "the new delay" else moves[::-1])
+
+    assert await rows(database, "SELECT due_at, expires_at FROM runs") == [{"due_at": None, "expires_at": None}]
+    clock.turn(hours=1)
+    await upkeep.advance()
+
+    assert (await read(engine, run_id)).status is RunStatus.CANCELED
+    assert await jobs(database) == []
+
+
+@pytest.mark.parametrize("status", sorted({*FINAL_STATUSES, RunStatus.EXECUTING}))
+async def test_what_a_run_that_waits_no_more_has_left_of_its_moments_brings_nothing(
+    engine: PostgresRunEngine, upkeep: Upkeep, database: Database, clock: Clock, status: RunStatus
+) -> None:
+    run_id = await create(engine, delayed_until=START + MINUTE, ttl_s=60)
+    async with database.statement() as connection:
+        await connection.execute(text("UPDATE runs SET status = :status"), {"status": status})
+    clock.turn(hours=1)
+
+    assert (await upkeep.expire(), await upkeep.queue_due()) == (0, 0)
+
+    assert (await read(engine, run_id)).status is status
     assert await jobs(database) == []
 
 

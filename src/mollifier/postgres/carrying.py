@@ -16,7 +16,8 @@ def carried(row: Mapping[str, Any], changes: Sequence[Patch], now: datetime) -> 
     """Return the columns to write, for changes that were accepted while the run was held.
 
     One that the run has outgrown since (a delay that is over, an eleventh tag) is dropped: its caller was answered for the run as
-    it was then. A cancellation changes more than this row, and is left to `cancel_run`.
+    it was then. A cancellation changes more than this row, and its status is left to `cancel_run`; whatever came before or after it, the
+    columns have the run wait neither to be due nor to expire.
     """
     values: dict[str, Any] = {}
     for change in changes:
@@ -31,7 +32,10 @@ def carried(row: Mapping[str, Any], changes: Sequence[Patch], now: datetime) -> 
             case ResetKey(at):
                 expires_at = min(filter(None, (at, current["idempotency_expires_at"])))
                 values.update(idempotency_slot=None, idempotency_expires_at=expires_at)
-            case Reschedule() | Cancel():
+            case Cancel():
+                # One that had ended before waits for neither in any case.
+                values.update(due_at=None, expires_at=None)
+            case Reschedule():
                 pass
         values["updated_at"] = max(filter(None, (change.at, current["updated_at"])))
     return values

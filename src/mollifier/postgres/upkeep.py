@@ -18,7 +18,8 @@ BATCH_SIZE = 500
 _QUEUE_DUE = text(
     f"""
     WITH due AS (
-        SELECT id FROM runs WHERE due_at <= :now ORDER BY due_at LIMIT {BATCH_SIZE} FOR UPDATE SKIP LOCKED
+        SELECT id FROM runs WHERE due_at <= :now AND status = 'DELAYED'
+        ORDER BY due_at LIMIT {BATCH_SIZE} FOR UPDATE SKIP LOCKED
     ), queued AS (
         UPDATE runs SET status = 'QUEUED', due_at = NULL, debounce_slot = NULL, updated_at = :now
         FROM due WHERE runs.id = due.id
@@ -31,7 +32,8 @@ _QUEUE_DUE = text(
 _EXPIRE = text(
     f"""
     WITH over AS (
-        SELECT id FROM runs WHERE expires_at <= :now ORDER BY expires_at LIMIT {BATCH_SIZE} FOR UPDATE SKIP LOCKED
+        SELECT id FROM runs WHERE expires_at <= :now AND status IN ('DELAYED', 'QUEUED')
+        ORDER BY expires_at LIMIT {BATCH_SIZE} FOR UPDATE SKIP LOCKED
     ), expired AS (
         UPDATE runs
         SET status = 'EXPIRED', expired_at = :now, finished_at = :now, updated_at = :now, error = :error,

@@ -50,7 +50,8 @@ def torture(
     file before each answer (`appendfsync always`): with less, a crash of the machine may cost what docs/reliability.md says.
 
     What a killed worker held has to be settled by another one within twice the lease, unless a server, a link or a worker was at fault meanwhile:
-    entries that took longer (`recovery_late`) count against the accounts. `recovery_p99_s` is from the kill to the settlement.
+    entries that took longer (`recovery_late`) count against the accounts. `recovery_p99_s` is
+    from the moment that the worker was stopped, to be killed, to the settlement.
 
     Exits 0 when the accounts balance, 1 when they do not.
 

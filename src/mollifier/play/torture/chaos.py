@@ -120,6 +120,7 @@ class Chaos:
             async with place.lock:
                 if place.child is None:
                     return
+                stopped_s = self._clock()
                 place.child.signal(signal.SIGSTOP)
                 held = await self._held_by_frozen()
                 if not held and self._clock() < give_up_s:
@@ -128,7 +129,7 @@ class Chaos:
                 break
             await self._sleep(_HUNT_PAUSE_S)
         await self._fleet.kill(place, 0.3)
-        self._recoveries.watch(held)
+        self._recoveries.watch(held, stopped_s)
 
     async def _held_by_frozen(self) -> list[Held]:
         """Return what is under a lease and stays so: what other workers hold they settle meanwhile."""

@@ -30,7 +30,7 @@ class Held(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """One stranded entry: how long after the kill it was settled, and whether something else was at fault meanwhile."""
+    """One stranded entry: how long after its holder was stopped for good it was settled, and whether something else was at fault meanwhile."""
 
     seconds: float
     disturbed: bool
@@ -63,10 +63,10 @@ class Recoveries:
         except (BufferUnavailableError, TimeoutError):
             return []
 
-    def watch(self, entries: Sequence[Held]) -> None:
-        """Watch what a worker held that is dead from now on, until the last of it is settled."""
+    def watch(self, entries: Sequence[Held], stopped_s: float) -> None:
+        """Watch what a worker held that has done nothing any more since that moment, until the last of it is settled."""
         if entries:
-            watching = asyncio.create_task(self._watch(entries, self._clock()))
+            watching = asyncio.create_task(self._watch(entries, stopped_s))
             self._watching.add(watching)
             watching.add_done_callback(self._watching.discard)
 
@@ -107,18 +107,18 @@ class Recoveries:
         parsed = [parse(run_id, fields) for (_, run_id), fields in zip(found, hashes, strict=True)]
         return [entry if isinstance(entry, Entry) else None for entry in parsed]
 
-    async def _watch(self, entries: Sequence[Held], killed_at_s: float) -> None:
+    async def _watch(self, entries: Sequence[Held], stopped_s: float) -> None:
         """Look until each is settled. Only one that is reclaimed was stranded: another worker held, and settled, the rest."""
         left = list(entries)
         disturbed = self._disturbing > 0
         while left:
             await self._sleep(_TURN_S)
-            disturbed = disturbed or self._disturbing > 0 or self._disturbed_until_s >= killed_at_s
+            disturbed = disturbed or self._disturbing > 0 or self._disturbed_until_s >= stopped_s
             try:
                 now = await within(_LOOK_MS, self._read([(one.keys, one.run_id) for one in left]))
             except (BufferUnavailableError, TimeoutError):
                 continue
-            seconds = self._clock() - killed_at_s
+            seconds = self._clock() - stopped_s
             for one, entry in zip(tuple(left), now, strict=True):
                 if entry is not None and entry.state in (EntryState.DRAINING, EntryState.QUEUED):
                     continue

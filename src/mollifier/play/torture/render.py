@@ -45,7 +45,7 @@ def accounts_table(tortured: Tortured) -> Table:
         (
             "recovery p99",
             _seconds(p99_s(tortured.recovery_s)),
-            f"from the kill to their settlement; bound {tortured.bound_s:g} s",
+            f"from the moment that they were stopped to their settlement; bound {tortured.bound_s:g} s",
         ),
         ("recovery_late", tortured.recovery_late, "of these, later than the bound though nothing else was at fault"),
         (

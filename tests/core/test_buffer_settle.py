@@ -406,6 +406,24 @@ async def test_a_lease_that_still_runs_is_not_reclaimed(buffer: Buffer, redis_cl
     assert await state_of(redis_client) == before
 
 
+@pytest.mark.parametrize("kind", EntryKind)
+async def test_a_server_whose_memory_is_full_extends_leases(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys, kind: EntryKind
+) -> None:
+    await hold(buffer, "run", kind=kind)
+    entry = await take(buffer)
+    await expire_lease(redis_client, keys, "run")
+    await execute(redis_client, "CONFIG", "SET", "maxmemory", 1)
+    try:
+        assert await extend_one(buffer, entry) == "held"
+        assert await buffer.reclaim_expired() == Reclaimed()
+    finally:
+        await execute(redis_client, "CONFIG", "SET", "maxmemory", 0)
+    # What names audit copies alone ends with the last of them, also after it was the only one and was taken away.
+    assert (await lifetime_ms(redis_client, keys.draining) is None) is (kind is EntryKind.HELD)
+    assert await buffer.ack(entry) == "held"
+
+
 async def test_a_lease_that_was_extended_after_it_was_listed_is_not_reclaimed(
     buffer: Buffer, redis_client: Redis, keys: PartitionKeys
 ) -> None:

@@ -123,7 +123,7 @@ class Settling(Part):
     def extend(self, *, entry: str, draining: str, run_id: str, lease: int, lease_ms: int) -> Any:
         """The holder's lease ends later."""
         verdict = self.holds(entry, lease)
-        leased = self.store.sets.get(draining, {})
-        if verdict == b"held" and run_id in leased:
-            leased[run_id] = self.store.now_ms + lease_ms
+        if verdict == b"held" and run_id in self.store.sets.get(draining, {}):
+            self.store.remove(draining, run_id)
+            self.store.add(draining, run_id, self.store.now_ms + lease_ms, self.end_ms(entry))
         return verdict

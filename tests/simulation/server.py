@@ -23,7 +23,7 @@ from tests.simulation.network import Cut, Link, Silence
 START_US = 1_800_000_000_000_000
 """The moment at which virtual time begins, microseconds since the epoch."""
 
-_GROWING = {"accept", "claim", "patch", "trip", "extend"}
+_GROWING = {"accept", "claim", "patch", "trip"}
 """Scripts that begin with a write for which a full server has no room."""
 _NO_ROOM = "OOM command not allowed when used memory > 'maxmemory'."
 

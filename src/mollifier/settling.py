@@ -69,7 +69,10 @@ class Settler:
         # What was handled is settled first: no neighbour's failure may have it handled again.
         missed = await self._until_settled("ack", handled, self._ack) if handled else []
         for entry, error in failed:
-            if not await self._settle_failure(entry, error, popped_at_s):
+            if not self._is_given_up(entry, error):
+                await self._retry(entry, error, popped_at_s)
+            # An engine that has just fallen away is asked for none of the others.
+            elif missed or not await self._settle_given_up(entry, error):
                 missed.append(entry)
         if unreached or missed:
             put_back = [*unreached, *missed]
@@ -77,24 +80,25 @@ class Settler:
             await self._until_settled("requeue", put_back, lambda some: self._buffer.requeue_many(some, attempts=0))
         return not missed
 
-    async def _settle_failure(self, entry: Entry, error: BaseException, popped_at_s: float) -> bool:
-        """Have the entry tried again, or give it up; False when the engine, away, could not be told of its failure."""
-        settings = self._settings()
-        if isinstance(error, NonRetryableError) or entry.attempts + 1 >= settings.drain_max_attempts:
-            try:
-                is_recorded = self._give_up is not None and await self._give_up(entry, error)
-            except EngineUnavailableError:
-                # It comes back, and fails anew.
-                return False
-            fields = {"run_id": entry.run_id, "attempts": entry.attempts + 1, "error": describe(error)}
-            log.error("mollifier.entry_failed", extra={"fields": fields})
-            if is_recorded:
-                again = partial(self._give_up_again, error)
-                return not await self._until_settled(
-                    "ack", [entry], partial(self._ack, again=again), outcome="given_up"
-                )
-            await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
-            return True
+    def _is_given_up(self, entry: Entry, error: BaseException) -> bool:
+        return isinstance(error, NonRetryableError) or entry.attempts + 1 >= self._settings().drain_max_attempts
+
+    async def _settle_given_up(self, entry: Entry, error: BaseException) -> bool:
+        """Give the entry up; False when the engine, away, could not be told of its failure."""
+        try:
+            is_recorded = self._give_up is not None and await self._give_up(entry, error)
+        except EngineUnavailableError:
+            # It comes back, and fails anew.
+            return False
+        fields = {"run_id": entry.run_id, "attempts": entry.attempts + 1, "error": describe(error)}
+        log.error("mollifier.entry_failed", extra={"fields": fields})
+        if is_recorded:
+            again = partial(self._give_up_again, error)
+            return not await self._until_settled("ack", [entry], partial(self._ack, again=again), outcome="given_up")
+        await self._until_settled("fail", [entry], lambda some: self._buffer.fail_many(some, describe(error)))
+        return True
+
+    async def _retry(self, entry: Entry, error: BaseException, popped_at_s: float) -> None:
         self._telemetry.faulted("handle", error)
         # The buffer's clock at this moment: its reading at the pop, plus what has passed here since.
         now_ms = entry.accepted_at_ms + entry.dwell_ms + int((self._monotonic() - popped_at_s) * 1000)
@@ -102,7 +106,6 @@ class Settler:
         await self._until_settled(
             "requeue", [entry], lambda some: self._buffer.requeue_many(some, not_before_ms=not_before_ms)
         )
-        return True
 
     def _retry_delay_ms(self, attempts: int) -> int:
         """Exponential with full jitter (Brooker, "Exponential Backoff And Jitter"), at least 1 ms."""

@@ -17,7 +17,7 @@ from mollifier.backoff import Backoff
 from mollifier.buffer import Buffer, Popped, Ready, Reclaimed
 from mollifier.drainer import Drainer
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError, NonRetryableError
-from mollifier.handling import Handler, Outcome
+from mollifier.handling import GiveUp, Handler, Outcome
 from mollifier.model import Entry, EntryKind, EntryState
 from mollifier.scripts import Settlement
 from mollifier.server import Server, connect
@@ -124,19 +124,25 @@ class Bench:
         self.observed = Observed()
         self.sleep = Sleep()
 
-    def drainer(self, handler: Handler, sleep: Callable[[float], Awaitable[None]] | None = None) -> Drainer:
+    def drainer(
+        self,
+        handler: Handler,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+        give_up: GiveUp | None = None,
+    ) -> Drainer:
         return Drainer(
             self.buffer,
             handler,
             lambda: self.settings,
             self.observed.telemetry,
+            give_up=give_up,
             sleep=sleep or self.sleep,
             jitter=lambda: 0.0,
         )
 
     @asynccontextmanager
-    async def draining(self, handler: Handler) -> AsyncGenerator[Drainer]:
-        drainer = self.drainer(handler)
+    async def draining(self, handler: Handler, give_up: GiveUp | None = None) -> AsyncGenerator[Drainer]:
+        drainer = self.drainer(handler, give_up=give_up)
         drainer.start()
         try:
             yield drainer
@@ -693,6 +699,30 @@ async def test_an_engine_that_is_away_is_asked_once_for_all_that_came_back(bench
         await until(bench.nothing_is_left)
     assert asked == ["a", "a", "b", "c"]
     assert bench.outcomes() == {"requeued": 3, "acked": 3}
+
+
+async def test_an_engine_that_falls_away_while_failures_are_recorded_is_asked_for_none_of_the_others(
+    bench: Bench,
+) -> None:
+    await hold(bench.buffer, "a", "handled", "tried again", "b", "c")
+    answers: dict[str, Outcome] = {"handled": None, "tried again": ValueError("no room")}
+    handler = Handled(lambda entry: answers.get(entry.run_id, NonRetryableError("broken")))
+    asked: list[str] = []
+
+    async def give_up(entry: Entry, _: BaseException) -> bool:
+        asked.append(entry.run_id)
+        if len(asked) == 1:
+            raise EngineUnavailableError("away")
+        answers["tried again"] = None
+        return True
+
+    async with bench.draining(handler, give_up):
+        await until(bench.nothing_is_left)
+
+    assert asked == ["a", "a", "b", "c"]
+    assert Counter(handler.run_ids) == {"a": 2, "handled": 1, "tried again": 2, "b": 2, "c": 2}
+    assert set(handler.attempts) == {0, 1}
+    assert bench.outcomes() == {"acked": 2, "requeued": 4, "given_up": 3}
 
 
 async def test_every_lease_is_extended_while_its_handler_is_at_work(bench: Bench, redis_client: Redis) -> None:

@@ -72,7 +72,9 @@ def _append_only(facts: BufferFacts, settings: Settings) -> Judgement:
                 "append-only file, synced every second, and accepts wait for it: a crash loses nothing that was answered"
             )
         case "everysec":
-            return ok("append-only file, synced every second: a crash of its machine may cost the last second or two")
+            return ok(
+                "append-only file, synced every second: a crash of its machine may cost the last second, or three"
+            )
         case "no":
             worse = critical if settings.confirmation.aof else warning
             return worse(

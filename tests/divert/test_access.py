@@ -16,8 +16,10 @@ from mollifier.buffer import Disposal, Revival
 from mollifier.doctor.buffer_facts import buffer_facts
 from mollifier.model import MetadataOperation, RunFilter
 from mollifier.server import Server, connect
+from mollifier.settings import Confirmation
 from tests.core.support import execute
 from tests.divert.conftest import ENVIRONMENT, House
+from tests.servers import valkey
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = "docs/security.md"
@@ -25,16 +27,16 @@ USER, PASSWORD = "mollifier", "hunter2"
 pytestmark = pytest.mark.leaves_keys
 
 
-def rules() -> tuple[list[str], list[str]]:
-    """Return what the page tells the server to allow: for the API and the workers, and for the doctor beside it."""
+def rules() -> tuple[list[str], list[str], list[str]]:
+    """Return what the page tells the server to allow: for the API and the workers, for the doctor beside it, and to have accepts confirmed."""
     (block,) = re.findall(r"^```acl\n(.*?)^```", (ROOT / PAGE).read_text(), re.DOTALL | re.MULTILINE)
-    first, second = block.splitlines()
+    first, second, third = block.splitlines()
     word, user, *rest = first.replace(">PASSWORD", f">{PASSWORD}").split()
     assert (word, user) == ("user", USER)
-    return rest, second.split()
+    return rest, second.split(), third.split()
 
 
-ALLOWED, FOR_THE_DOCTOR = rules()
+ALLOWED, FOR_THE_DOCTOR, FOR_CONFIRMING = rules()
 
 
 def commands_in(rule: list[str]) -> set[str]:
@@ -106,6 +108,26 @@ async def test_everything_works_with_no_more_than_the_page_allows(confined: Hous
     assert (isinstance(discarded, Disposal) and discarded.reply) == "discarded"
 
 
+async def test_accepts_are_confirmed_with_no_more_than_the_page_allows_for_that(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    with valkey("--appendonly", "yes", "--appendfsync", "always") as server:
+        async with connect(server.url) as admin:
+            await execute(admin, "ACL", "SETUSER", USER, "reset", *ALLOWED, *FOR_CONFIRMING)
+            restricted = server.url.replace("unix://", f"unix://{USER}:{PASSWORD}@")
+            confined = House(replace(house.settings, redis_url=restricted, accept_confirm="aof"), house.database)
+            await confined.trip()
+            try:
+                run_id, cached = await confined.trigger_all(idempotency_key="k")
+                assert (cached, await confined.created(run_id)) == (False, None)
+                assert await confined.trigger_all(idempotency_key="k") == (run_id, True)
+                assert await confined.created(run_id) is None
+            finally:
+                await confined.mollifier.aclose()
+            assert await execute(admin, "ACL", "LOG") == []
+    assert "mollifier.failed_open" not in caplog.messages
+
+
 async def test_whatever_else_is_on_the_server_is_out_of_reach(
     redis_url: str, redis_client: Redis, restricted: str
 ) -> None:
@@ -134,7 +156,7 @@ async def test_the_doctor_finds_everything_with_what_the_page_allows_it_beside(
 ) -> None:
     await execute(redis_client, "ACL", "SETUSER", USER, *FOR_THE_DOCTOR)
     async with connect(restricted) as client:
-        facts = await buffer_facts(Server(client), restricted, lambda: 0.0)
+        facts = await buffer_facts(Server(client), restricted, lambda: 0.0, Confirmation())
     assert None not in (facts.appendfsync, facts.snapshots, facts.partitions, facts.keys, facts.sample, facts.drainers)
     assert facts.refused is None
 
@@ -151,5 +173,6 @@ def test_the_page_allows_nothing_that_nobody_calls() -> None:
     spelled = set(re.findall(r"[\"']([A-Z]+)[\"']", sources))
     # The client's own: it says who it is, and subscribes.
     by_the_client = {"CLIENT", "SUBSCRIBE", "UNSUBSCRIBE"}
-    words: set[Any] = {command.split()[0] for command in commands_in(ALLOWED) | commands_in(FOR_THE_DOCTOR)}
+    allowed = commands_in(ALLOWED) | commands_in(FOR_THE_DOCTOR) | commands_in(FOR_CONFIRMING)
+    words: set[Any] = {command.split()[0] for command in allowed}
     assert words - spelled - by_the_client == set()

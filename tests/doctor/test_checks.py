@@ -192,6 +192,8 @@ ONLINE, OFFLINE = Replica("a:1", online=True, lag_s=0), Replica("b:1", online=Fa
         (TO_DISK, "version", {"product": "redis", "version": (7, 0, 15)}, "critical"),
         (TO_DISK, "version", {"product": "redis", "version": (7, 2)}, "ok"),
         (TO_DISK, "version", {"version": (7, 2, 5)}, "warning"),
+        (TO_DISK, "access", {"unconfirming": "NOPERM"}, "critical"),
+        (TO_DISK, "access", {}, "ok"),
         (TO_REPLICA, "version", {"product": "redis", "version": (7, 0, 15)}, "ok"),
         (TO_REPLICA, "replicas", {"replicas": ()}, "critical"),
         (TO_REPLICA, "replicas", {"replicas": (OFFLINE,)}, "critical"),

@@ -111,6 +111,17 @@ async def test_a_user_who_may_not_use_the_buffers_keys_is_found_out() -> None:
         assert of_buffer(await examined(server.url))["buffer.access"] == "critical"
 
 
+@pytest.mark.parametrize(("confirm", "command"), [("aof", "waitaof"), ("replicas:1", "wait")])
+async def test_a_user_who_may_not_have_accepts_confirmed_is_found_out_where_they_are_to_be(
+    confirm: str, command: str
+) -> None:
+    with valkey(*WELL, "--user", "default", "on", "nopass", "~*", "&*", "+@all", f"-{command}") as server:
+        access = (await examined(server.url, accept_confirm=confirm))["buffer.access"]
+        assert access.severity == "critical"
+        assert f"'{command}'" in access.what
+        assert (await examined(server.url))["buffer.access"].severity == "ok"
+
+
 async def test_a_server_one_has_to_log_in_to_is_critical_with_the_servers_own_words() -> None:
     with valkey(*WELL, "--requirepass", "secret") as server:
         found = (await examined(server.url))["buffer.reachable"]

@@ -140,13 +140,19 @@ def version(facts: BufferFacts, settings: Settings) -> Judgement:
     return ok(name)
 
 
-def access(facts: BufferFacts, _settings: Settings) -> Judgement:
-    """May this user run scripts on our keys?"""
+def access(facts: BufferFacts, settings: Settings) -> Judgement:
+    """May this user run scripts on our keys, and have what they write confirmed where that is asked for?"""
     if facts.refused is not None:
         return critical(
             f"a script was refused: {facts.refused}",
             "every operation of the buffer is a script, so nothing can be held and nothing drained",
             "let the user run EVAL and EVALSHA on the keys mollifier:* and use the channel mollifier:wake",
+        )
+    if facts.unconfirming is not None:
+        return critical(
+            f"{variable('accept_confirm')} is {settings.accept_confirm}, and the question was refused: {facts.unconfirming}",
+            "no accept is ever confirmed: each is stored and its run created directly as well, in every burst",
+            f"let the user run {'WAITAOF' if settings.confirmation.aof else 'WAIT'}, which docs/security.md has in a line of its own",
         )
     return ok("scripts may run on the buffer's keys")
 

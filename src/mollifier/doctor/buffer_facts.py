@@ -18,7 +18,8 @@ from mollifier import inspection
 from mollifier.doctor.facts import Address, BufferFacts, Replica, Sample, reach
 from mollifier.errors import BufferUnavailableError
 from mollifier.keys import PARTITIONS, ROOT, SWEEPER_REPORT, WAKE, Keyspace
-from mollifier.server import Server
+from mollifier.server import Command, Server
+from mollifier.settings import Confirmation
 from mollifier.sweeps import from_fields
 
 T = TypeVar("T")
@@ -38,13 +39,18 @@ _ASKED: tuple[tuple[str | int, ...], ...] = (
 )
 
 
-async def buffer_facts(server: Server, redis_url: str, clock: Callable[[], float]) -> BufferFacts:
-    """Ask the server. `clock` returns seconds since the epoch. Raises BufferUnavailableError when it does not answer at all."""
+async def buffer_facts(
+    server: Server, redis_url: str, clock: Callable[[], float], confirmation: Confirmation
+) -> BufferFacts:
+    """Ask the server. `clock` returns seconds since the epoch; `confirmation` is what accepts will be confirmed by.
+
+    Raises BufferUnavailableError when it does not answer at all.
+    """
     before_ms = clock() * 1000
     now_ms = await server.now_ms()
     after_ms = clock() * 1000
-    info, fsync, snapshots, partitions, keys, listening, swept, script, *drawn = await server.run_many(
-        [*_ASKED, *[("RANDOMKEY",)] * _DRAWN]
+    info, fsync, snapshots, partitions, keys, listening, swept, script, confirmed, *drawn = await server.run_many(
+        [*_ASKED, _waiting_for_nobody(confirmation), *[("RANDOMKEY",)] * _DRAWN]
     )
     facts = _told(_mapping(info), address_of(redis_url))
     recorded = None if isinstance(partitions, RedisError) else int(partitions or 0)
@@ -54,6 +60,7 @@ async def buffer_facts(server: Server, redis_url: str, clock: Callable[[], float
         appendfsync=_configured(fsync),
         snapshots=_configured(snapshots),
         refused=str(script) if isinstance(script, RedisError) else None,
+        unconfirming=str(confirmed) if isinstance(confirmed, RedisError) else None,
         partitions=recorded,
         keys=keys if isinstance(keys, int) else None,
         sample=_sample(drawn),
@@ -65,6 +72,13 @@ async def buffer_facts(server: Server, redis_url: str, clock: Callable[[], float
         ahead_ms=round(now_ms - (before_ms + after_ms) / 2),
         margin_ms=round((after_ms - before_ms) / 2) + 1,
     )
+
+
+def _waiting_for_nobody(confirmation: Confirmation) -> Command:
+    """Return the command by which accepts are confirmed, of a kind that is answered at once; where none is asked for, any."""
+    if confirmation.aof:
+        return ("WAITAOF", 0, 0, 0)
+    return ("WAIT", 0, 0) if confirmation.replicas else ("PING",)
 
 
 def address_of(redis_url: str) -> Address:

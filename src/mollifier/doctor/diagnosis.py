@@ -39,7 +39,7 @@ async def diagnose(
     settings starts in this process. `clock` returns seconds since the epoch.
     """
     buffer, postgres = await asyncio.gather(
-        _asked(server and buffer_facts(server, settings.redis_url or "", clock), deadline_s),
+        _asked(server and buffer_facts(server, settings.redis_url or "", clock, settings.confirmation), deadline_s),
         _asked(database and database_facts(database, clock), deadline_s),
     )
     return examine(Facts(settings=settings, buffer=buffer, database=postgres, starting=starting))

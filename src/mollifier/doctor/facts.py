@@ -50,7 +50,7 @@ class Sample(msgspec.Struct, frozen=True):
 class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The buffer's server.
 
-    `partitions` is 0 where no buffer was made yet. `sweep` is what the last sweep found, if there was one within a week, and
+    `refused` is why a script may not run, `unconfirming` why no accept can be confirmed. `partitions` is 0 where no buffer was made yet. `sweep` is what the last sweep found, if there was one within a week, and
     `swept_ago_ms` how long ago it ended, both by the server's clock. `ahead_ms` is its clock minus this host's, give or take `margin_ms`.
     """
 
@@ -78,6 +78,7 @@ class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     # What is in it
     refused: str | None = None
+    unconfirming: str | None = None
     partitions: int | None = None
     keys: int | None = None
     other_databases: tuple[str, ...] = ()

@@ -38,6 +38,26 @@ async def test_all_that_dead_holders_left_is_put_back_at_one_look(
     assert await execute(redis_client, "ZRANGE", keys.queue(ENV), 0, -1) == [run_id.encode() for run_id in run_ids]
 
 
+async def test_what_has_expired_under_a_dead_holder_keeps_nothing_else_waiting(
+    buffer: Buffer, redis_client: Redis, keys: PartitionKeys
+) -> None:
+    for index in range(2 * PORTION + 1):
+        await hold(buffer, f"run{index:03}")
+        assert await buffer.pop(ORG, ENV) is not None
+        await expire_lease(redis_client, keys, f"run{index:03}")
+    gone = [keys.entry(f"run{index:03}") for index in range(2 * PORTION)]
+    await execute(redis_client, "DEL", *gone)
+    looks = 0
+
+    async def pause(_: float) -> None:
+        nonlocal looks
+        looks += 1
+
+    await Leases(buffer, lambda: SETTINGS, Observed().telemetry, pause).keep(lambda: looks > 1)
+
+    assert await execute(redis_client, "ZRANGE", keys.queue(ENV), 0, -1) == [b"run200"]
+
+
 async def test_what_cannot_be_put_back_is_looked_at_again_after_a_pause(
     buffer: Buffer, redis_client: Redis, keys: PartitionKeys
 ) -> None:

@@ -106,20 +106,21 @@ class Ready(msgspec.Struct, frozen=True):
 class Reclaimed(msgspec.Struct, frozen=True):
     """What became of leases that ran out: the runs that are queued again, and those that are dead letters now.
 
-    `failed` came back too often, the entries of `evicted` vanished, those of `malformed` do not parse. `faults`: what the server refused
-    to do about one, which is left as it was.
+    `failed` came back too often, the entries of `evicted` vanished, those of `malformed` do not parse, and of `missing` there was nothing to put
+    back: audit copies that expired. `faults`: what the server refused to do about one, which is left as it was.
     """
 
     returned: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     evicted: tuple[str, ...] = ()
     malformed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     faults: tuple[BufferUnavailableError, ...] = ()
 
     @property
     def number(self) -> int:
         """How many runs are not leased any more."""
-        return len(self.returned) + len(self.failed) + len(self.evicted) + len(self.malformed)
+        return sum(map(len, (self.returned, self.failed, self.evicted, self.malformed, self.missing)))
 
 
 class Revival(msgspec.Struct, frozen=True):

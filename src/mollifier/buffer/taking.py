@@ -167,7 +167,7 @@ class Taking(Part):
                 faults.append(reply)
             else:
                 became.setdefault(reply, []).append(run)
-        runs = [tuple(became.get(reply, ())) for reply in ("held", "failed", "evicted", "malformed")]
+        runs = [tuple(became.get(reply, ())) for reply in ("held", "failed", "evicted", "malformed", "missing")]
         return Reclaimed(*runs, faults=tuple(faults))
 
     def _peek(self, ready: Ready, limit: int) -> scripts.Call[tuple[str, ...]]:

@@ -14,6 +14,7 @@ that was stopped for longer is cancelled by that deadline before it creates anyt
 refused there, because holding a run takes the claim itself. A late release harms nobody: the token is not the next owner's.
 
 A key that is bound to a run that is worth nothing (`bindings.py`) is claimed as if it were free, in one step with the look at whose it is.
+Where that takes a question to the engine, and the engine is away, the held run answers.
 
 The keys of a batch are claimed together, in one round trip where all are free, in the order of their digests. Whoever has to wait for
 one holds none that comes after it, so nobody waits for a key whose holder waits for one of his: two batches with the same keys wait
@@ -41,6 +42,7 @@ from mollifier.deadline import Breaker, forget, within
 from mollifier.engine import Existing, KeyKind
 from mollifier.errors import BufferNotAskedError, BufferUnavailableError, EngineUnavailableError
 from mollifier.model import Snapshot
+from mollifier.refuge import Refuge
 from mollifier.settings import Settings
 from mollifier.telemetry import Telemetry
 
@@ -96,6 +98,7 @@ class Claims:
         settings: Callable[[], Settings],
         telemetry: Telemetry,
         *,
+        refuge: Refuge,
         engine_deadline_ms: int,
         breaker: Breaker | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -104,6 +107,7 @@ class Claims:
         self._buffer = buffer
         self._settings = settings
         self._telemetry = telemetry
+        self._refuge = refuge
         self._engine_deadline_ms = engine_deadline_ms
         self._breaker = breaker or Breaker()
         self._sleep = sleep
@@ -145,7 +149,7 @@ class Claims:
             self._telemetry.failed_open("claim", BufferNotAskedError("not asked: it has given no answers of late"))
             return Taken(replace(claim, digests=(), is_sure=False), (None,) * len(snapshots))
         try:
-            await self._claim(claim, bound, Worth(self._buffer, snapshots[0]))
+            await self._claim(claim, bound, Worth(self._buffer, self._refuge, snapshots[0]))
         except (BufferUnavailableError, TimeoutError) as error:
             self._telemetry.failed_open("claim", error)
             claim = replace(claim, is_sure=False)
@@ -234,8 +238,17 @@ class Claims:
         while True:
             void = [worth.void.get(digest, "") for digest in digests]
             outcomes = await self._within(partial(claim_many, void, lease_ms=self.lease_ms))
-            if not await self._within(partial(worth.look_into, _runs(digests, outcomes))):
+            look = partial(worth.look_into, _runs(digests, outcomes))
+            # Having waited for the engine, they are claimed anew in any case: what is claimed together begins its life together.
+            if not (await self._within(look) or await self._ask_engine(worth)):
                 return outcomes
+
+    async def _ask_engine(self, worth: Worth) -> bool:
+        try:
+            return await worth.ask_engine()
+        except EngineUnavailableError as error:
+            self._telemetry.failed_open("engine", error)
+            return True
 
     async def _within(self, question: Callable[[], Awaitable[T]]) -> T:
         breaker, deadline_ms = self._breaker, self._settings().accept_deadline_ms

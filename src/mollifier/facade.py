@@ -103,8 +103,8 @@ class Mollifier:
         )
         self.runs = Runs(engine, self._bounded(server), self.settings, clock)
         self._materialiser = Materialiser(engine, self.telemetry, clock)
-        self._claims = self._claims_of(engine)
         refuge = Refuge(engine, self.telemetry, monotonic=monotonic, jitter=jitter)
+        self._claims = self._claims_of(engine, refuge)
         self.triggers = TriggerService(
             admission=Admission(
                 settings=self.settings,
@@ -133,13 +133,14 @@ class Mollifier:
         bounded = BoundedServer(server, self._breakers.reads, lambda: read_deadline_ms(self.settings()))
         return Buffer(bounded, self.settings)
 
-    def _claims_of(self, engine: RunEngine) -> Claims | None:
+    def _claims_of(self, engine: RunEngine, refuge: Refuge) -> Claims | None:
         if self.buffer is None:
             return None
         return Claims(
             self.buffer,
             self.settings,
             self.telemetry,
+            refuge=refuge,
             engine_deadline_ms=engine.deadline_ms,
             breaker=self._breakers.claims,
             new_token=self._new_token,

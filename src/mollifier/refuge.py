@@ -10,14 +10,14 @@ Only that there was no answer counts against the engine: an error of one trigger
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mollifier.backoff import Backoff
 from mollifier.circuit import Circuit
 from mollifier.deadline import within
 from mollifier.engine import Created, Existing, RunEngine
 from mollifier.errors import EngineNotAskedError, EngineUnavailableError
-from mollifier.model import Snapshot
+from mollifier.model import RunProgress, Snapshot
 from mollifier.telemetry import Telemetry
 
 CREATE_DEADLINE_MS = 2_000
@@ -73,3 +73,12 @@ class Refuge:
         if self._circuit.wait_s():
             raise EngineNotAskedError(_AWAY)
         return await self._engine.find_by_keys_many(snapshots)
+
+    async def get_progress(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
+        """Return how far those of the runs are that the engine has. Raises EngineUnavailableError without an answer in time, EngineNotAskedError."""
+        if self._circuit.wait_s():
+            raise EngineNotAskedError(_AWAY)
+        try:
+            return await within(CREATE_DEADLINE_MS, self._engine.get_progress(env_id, run_ids))
+        except TimeoutError as error:
+            raise EngineUnavailableError(f"no run was looked up within {CREATE_DEADLINE_MS} ms") from error

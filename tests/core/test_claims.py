@@ -22,8 +22,10 @@ from mollifier.deadline import Breaker
 from mollifier.engine import Existing
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.model import EntryKind, Snapshot
+from mollifier.refuge import Refuge
 from mollifier.telemetry import Telemetry
 from tests.core.support import ENV, ORG, SETTINGS, execute, lifetime_ms, until
+from tests.model.engine import MemoryRunEngine
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 SOON = NOW + timedelta(days=1)
@@ -68,6 +70,10 @@ async def rest(_: float) -> None:
     await asyncio.sleep(0)
 
 
+def refuge() -> Refuge:
+    return Refuge(MemoryRunEngine(lambda: NOW), Telemetry(), monotonic=lambda: 0.0, jitter=lambda: 0.0)
+
+
 def claims_of(
     buffer: Buffer, sleep: Callable[[float], Awaitable[None]] = rest, breaker: Breaker | None = None
 ) -> Claims:
@@ -75,6 +81,7 @@ def claims_of(
         buffer,
         lambda: SETTINGS,
         Telemetry(),
+        refuge=refuge(),
         engine_deadline_ms=15_000,
         breaker=breaker,
         sleep=sleep,
@@ -177,7 +184,7 @@ async def test_many_who_want_the_same_keys_in_any_order_all_get_them_in_turn(buf
 
     async def claim(number: int) -> None:
         wanted = random.Random(number).sample(keys, 8)
-        claims = Claims(buffer, lambda: SETTINGS, Telemetry(), engine_deadline_ms=15_000)
+        claims = Claims(buffer, lambda: SETTINGS, Telemetry(), refuge=refuge(), engine_deadline_ms=15_000)
         taken = await claims.take([keyed(key) for key in wanted])
         for key in wanted:
             assert key not in owners, "two claimants had one key at once"
@@ -343,6 +350,7 @@ async def test_a_claimant_that_is_heard_of_no_more_is_waited_for_for_a_lease_and
             buffer,
             lambda: SETTINGS,
             Telemetry(),
+            refuge=refuge(),
             engine_deadline_ms=15_000,
             sleep=wait,
             new_token=lambda token=token: token,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import update
 
 from mollifier import patches
 from mollifier.engine import Creation
+from mollifier.errors import EngineUnavailableError
+from mollifier.facade import Mollifier
 from mollifier.materialise import Materialiser
-from mollifier.model import Entry, Run, RunStatus
-from mollifier.postgres.engine import utc_now
-from tests.core.support import expire_lease
+from mollifier.model import Entry, Run, RunProgress, RunStatus
+from mollifier.postgres.catalog import PostgresTaskCatalog
+from mollifier.postgres.engine import PostgresRunEngine, utc_now
+from mollifier.postgres.tables import runs
+from tests.core.support import execute, expire_lease
 from tests.divert.conftest import ENVIRONMENT, House
 
 pytestmark = pytest.mark.leaves_keys
@@ -134,3 +139,134 @@ async def test_a_run_whose_keys_are_two_other_runs_is_recorded_all_the_same(
     assert ended.status is (RunStatus.CANCELED if end is House.drain else RunStatus.SYSTEM_FAILURE)
     assert await holding.trigger_all(idempotency_key="k") == ("run_a", True)
     assert await holding.trigger_all(request_key="r") == ("run_b", False)
+
+
+# --- a run that is in the engine while its entry is left ----------------------------------------------------------------
+
+
+async def create(house: House) -> None:
+    """Have a drainer create the one held run and die before it settles the entry."""
+    assert await house.mollifier.drain_handler()([await pop(house)]) == [None]
+
+
+async def create_by_a_change(house: House) -> None:
+    """Have a change create the one held run, ahead of its turn."""
+    entry = await pop(house)
+    assert await house.buffer.requeue(entry, attempts=0) == "held"
+    assert await house.runs.add_tags(ENVIRONMENT, entry.run_id, ["t"]) is not None
+
+
+async def reach(house: House, run_id: str, status: RunStatus) -> None:
+    """Bring about what only a worker does."""
+    values: dict[str, Any] = {"status": status}
+    if status is RunStatus.FAILED:
+        values["idempotency_slot"] = None
+    async with house.database.statement() as connection:
+        changed = await connection.execute(update(runs).where(runs.c.id == run_id).values(**values))
+    assert changed.rowcount == 1
+
+
+async def put_back(house: House) -> None:
+    """Have what a dead drainer left be taken up by another."""
+    keys = house.buffer.keyspace.of(ENVIRONMENT.org_id)
+    for run_id in await execute(house.client, "ZRANGE", keys.draining, 0, -1):
+        await expire_lease(house.client, keys, run_id.decode())
+    await house.buffer.reclaim_expired()
+
+
+@pytest.mark.parametrize("come_to_be", [create, create_by_a_change])
+async def test_a_run_that_failed_frees_its_idempotency_key_though_its_entry_is_left(
+    holding: House, come_to_be: Callable[[House], Awaitable[None]]
+) -> None:
+    failed = await holding.trigger(**BOTH)
+    await come_to_be(holding)
+    await reach(holding, failed, RunStatus.FAILED)
+
+    second, cached = await holding.trigger_all(idempotency_key="k")
+
+    assert (second != failed, cached) == (True, False)
+    assert await holding.created(second) is None
+    assert await holding.trigger_all(request_key="r") == (failed, False)
+    assert await holding.trigger_all(idempotency_key="k") == (second, True)
+    await put_back(holding)
+    await holding.drain()
+    assert (await read(holding, failed)).status is RunStatus.FAILED
+    assert (await read(holding, second)).status is RunStatus.QUEUED
+    assert await holding.trigger_all(request_key="r") == (failed, False)
+    assert await holding.trigger_all(idempotency_key="k") == (second, True)
+
+
+@pytest.mark.parametrize("status", [RunStatus.QUEUED, RunStatus.EXECUTING, RunStatus.COMPLETED, RunStatus.CANCELED])
+async def test_a_run_that_did_not_fail_keeps_its_key_while_its_entry_is_left(holding: House, status: RunStatus) -> None:
+    run_id = await holding.trigger(**BOTH)
+    await create(holding)
+    await reach(holding, run_id, status)
+
+    assert await holding.trigger_all(idempotency_key="k") == (run_id, True)
+    assert await holding.trigger_all(request_key="r") == (run_id, False)
+
+
+async def test_of_triggers_that_come_together_each_gets_what_its_own_key_is_worth(holding: House) -> None:
+    failed = await holding.trigger(idempotency_key="failed")
+    await create(holding)
+    await reach(holding, failed, RunStatus.FAILED)
+    running = await holding.trigger(idempotency_key="running")
+    await create(holding)
+    held = await holding.trigger(idempotency_key="held")
+
+    keys = ["new", "held", "failed", "running", "failed"]
+    triggered = await holding.mollifier.triggers.trigger_many(
+        ENVIRONMENT, [holding.request(idempotency_key=key) for key in keys]
+    )
+
+    new, *others = [(answer.result.run_id, answer.result.is_cached) for answer in triggered]
+    again = others[1][0]
+    assert others == [(held, True), (again, False), (running, True), (again, True)]
+    assert len({new[0], again, held, running, failed}) == 5
+    assert not new[1]
+
+
+class Watched(PostgresRunEngine):
+    """Notes which runs it is asked after, and answers unless it is `away`."""
+
+    away = False
+
+    def __init__(self, house: House) -> None:
+        super().__init__(house.database)
+        self.asked: list[str] = []
+
+    async def get_progress(self, env_id: str, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
+        self.asked.extend(run_ids)
+        if self.away:
+            raise EngineUnavailableError("away")
+        return await super().get_progress(env_id, run_ids)
+
+
+async def trigger_with(engine: PostgresRunEngine, house: House) -> tuple[str, bool]:
+    mollifier = Mollifier(house.settings, engine=engine, tasks=PostgresTaskCatalog(house.database))
+    triggered = await mollifier.triggers.trigger(ENVIRONMENT, house.request(idempotency_key="k"))
+    await mollifier.aclose()
+    return triggered.result.run_id, triggered.result.is_cached
+
+
+async def test_while_the_engine_is_away_the_held_run_answers(holding: House) -> None:
+    failed = await holding.trigger(idempotency_key="k")
+    await create(holding)
+    await reach(holding, failed, RunStatus.FAILED)
+    engine = Watched(holding)
+    engine.away = True
+
+    assert await trigger_with(engine, holding) == (failed, True)
+
+    engine.away = False
+    assert (await trigger_with(engine, holding))[0] != failed
+    assert engine.asked == [failed, failed]
+
+
+async def test_the_engine_is_not_asked_after_a_run_that_nobody_has_set_out_to_create(holding: House) -> None:
+    run_id = await holding.trigger(idempotency_key="k")
+    engine = Watched(holding)
+
+    assert await trigger_with(engine, holding) == (run_id, True)
+
+    assert engine.asked == []

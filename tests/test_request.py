@@ -75,7 +75,6 @@ def option_errors(**options: Any) -> dict[str, str]:
         ("bulkActionId", "b", "bulk_action_id", "b"),
         ("parentRunId", "run_1", "parent_run_id", "run_1"),
         ("parentBatch", "batch_1", "parent_batch", "batch_1"),
-        ("oneTimeToken", "once", "one_time_token", "once"),
         ("metadata", {"a": [1, None]}, "metadata", b'{"a": [1, null]}'),
     ],
 )
@@ -164,7 +163,6 @@ def test_an_option_is_taken_as_it_is_meant(option: str, value: Any, field: str, 
         ("bulkActionId", {}, "options.bulkActionId"),
         ("parentRunId", 7, "options.parentRunId"),
         ("parentBatch", "p" * 513, "options.parentBatch"),
-        ("oneTimeToken", False, "options.oneTimeToken"),
         ("resumeParentOnCompletion", True, "options.parentRunId"),
         ("resumeParentOnCompletion", "true", "options.resumeParentOnCompletion"),
     ],
@@ -230,7 +228,6 @@ def test_every_option_that_is_an_integer_may_be_written_so_and_what_is_passed_on
         "bulkActionId",
         "parentRunId",
         "parentBatch",
-        "oneTimeToken",
     ],
 )
 @pytest.mark.parametrize("text", ["a\\u0000", "\\ud800", "\\udc00 and more", "\\ud83d\\ud83d"])
@@ -511,7 +508,7 @@ json_values = st.recursive(
 OPTIONS = [
     *("tags", "delay", "ttl", "debounce", "idempotencyKey", "idempotencyKeyTTL", "idempotencyKeyOptions", "metadata"),
     *("metadataType", "payloadType", "queue", "concurrencyKey", "priority", "machine", "maxAttempts", "maxDuration"),
-    *("test", "parentRunId", "resumeParentOnCompletion", "parentBatch", "oneTimeToken", "lockToVersion"),
+    *("test", "parentRunId", "resumeParentOnCompletion", "parentBatch", "lockToVersion"),
 ]
 
 

@@ -62,7 +62,8 @@ class TriggerRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `payload`, `context` and `metadata` are the caller's bytes, untouched. Durations count from the trigger's moment.
     `idempotency_key` is the bound key (a run- or attempt-scoped one already combined with its scope);
     `idempotency_key_shown` is what the caller called it. `run_id` is what its run is to be called where the same trigger may be made
-    twice, as an item of a batch is when the batch is sent again; otherwise the run gets a new id.
+    twice, as an item of a batch is when the batch is sent again; otherwise the run gets a new id. `one_time_token` marks a caller who
+    needs a synchronous answer, in a host application that has such tokens: its trigger passes the gate. It is never read from a request.
     """
 
     task_id: str

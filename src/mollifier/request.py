@@ -122,7 +122,6 @@ def read_trigger(
         "parent_batch": options.text("parentBatch", NAME_LENGTH_MAX),
         "trigger_function": "triggerAndWait" if resume_parent else "trigger",
         "trigger_source": read_header(item, headers, TRIGGER_SOURCE, NAME_LENGTH_MAX),
-        "one_time_token": options.text("oneTimeToken", KEY_LENGTH_MAX),
         **trace_of(headers),
     }
     return TriggerRequest(task_id=task_id, **fields)

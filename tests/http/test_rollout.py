@@ -243,9 +243,18 @@ async def test_who_needs_an_answer_at_once_passes_the_gate_by(
         parent = await api.triggered(enrolled)
         for n in range(3):
             await api.triggered(enrolled, debounce={"key": f"d{n}", "delay": "1h"})
-            await api.triggered(enrolled, oneTimeToken=f"t{n}")
             await api.triggered(enrolled, parentRunId=parent, resumeParentOnCompletion=True)
     assert await entries(redis_client) == 0
+
+
+async def test_no_request_talks_itself_past_the_gate(
+    start: Start, enrolled: Tenant, redis_url: str, redis_client: Redis
+) -> None:
+    """A one-time token is for host applications, which have some; of what they call it, HTTP knows nothing."""
+    async with start(redis_url=redis_url, **STRICT) as api:
+        for token in ("t1", "t2", 3):
+            await api.triggered(enrolled, oneTimeToken=token)
+    assert await entries(redis_client) == 2
 
 
 async def test_a_replay_passes_the_gate(start: Start, enrolled: Tenant, redis_url: str, redis_client: Redis) -> None:

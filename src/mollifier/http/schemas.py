@@ -90,7 +90,6 @@ class TriggerOptions(msgspec.Struct, rename="camel"):
     parent_run_id: Text | None = None
     resume_parent_on_completion: bool = False
     parent_batch: Text | None = None
-    one_time_token: Key | None = None
 
 
 class TriggerBody(msgspec.Struct, rename="camel"):

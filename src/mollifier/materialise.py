@@ -16,7 +16,7 @@ from datetime import datetime
 
 import msgspec
 
-from mollifier import handover, held
+from mollifier import handover, held, patches
 from mollifier.engine import CreateOutcome, Ending, RunEngine
 from mollifier.errors import (
     EngineFailingError,
@@ -49,13 +49,13 @@ class Materialiser:
     async def give_up(self, entry: Entry, error: BaseException) -> bool:
         """Record the run as SYSTEM_FAILURE with the error; False when not even that can be done, or the entry is an audit copy.
 
-        A run that its caller cancelled stays cancelled, and keeps its keys; one that exists by now stays as it is, with every change of the
+        Changes that do not read are left out; without a payload that reads as a trigger there is no run to record. A run that its caller cancelled stays cancelled, and keeps its keys; one that exists by now stays as it is, with every change of the
         entry in it. Raises EngineUnavailableError when the engine cannot be reached: that says nothing of the entry.
         """
         if entry.kind is EntryKind.AUDIT:
             return False
         try:
-            job = _read(entry)
+            job = _read(msgspec.structs.replace(entry, patches=patches.readable(entry.patches)))
             if not isinstance(job, Handover):
                 return False
             # A failure that was recorded before has its run, whether or not it could be created as it is by now.

@@ -91,6 +91,19 @@ def decode(patches: Sequence[bytes]) -> tuple[Patch, ...]:
         raise NonRetryableError(f"a change of the held run cannot be read: {error}") from error
 
 
+def readable(patches: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Return those that are patches: what can still be told of a run that cannot be read further."""
+    return tuple(patch for patch in patches if _is_readable(patch))
+
+
+def _is_readable(patch: bytes) -> bool:
+    try:
+        decode([patch])
+    except NonRetryableError:
+        return False
+    return True
+
+
 def apply_all(snapshot: Snapshot, patches: Sequence[Patch]) -> Patched:
     """Return the held run as the patches leave it."""
     patched = Patched(snapshot)

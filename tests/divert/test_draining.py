@@ -13,6 +13,7 @@ from mollifier.embedded import Stack
 from mollifier.engine import CreateOutcome, Creation
 from mollifier.errors import EngineUnavailableError
 from mollifier.facade import Mollifier
+from mollifier.letters import Reason
 from mollifier.model import Entry, EntryKind, Run, RunFilter, RunStatus, Snapshot
 from mollifier.postgres.catalog import PostgresTaskCatalog
 from mollifier.postgres.database import Database
@@ -98,19 +99,50 @@ async def test_a_poison_entry_in_a_batch_fails_alone(holding: House) -> None:
     assert run.status is RunStatus.SYSTEM_FAILURE
 
 
-async def test_a_held_run_that_cannot_be_read_further_is_a_visible_failure_and_frees_its_key(holding: House) -> None:
+async def test_a_held_run_with_a_change_that_cannot_be_read_is_a_visible_failure_and_frees_its_key(
+    holding: House,
+) -> None:
     run_id = await holding.trigger(idempotency_key="k")
     entry = await holding.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    changes = [patches.encode(patches.AddTags((tag,))) for tag in ("before", "after")]
+    for change in (changes[0], b"no patch", changes[1]):
+        assert entry is not None
+        assert await holding.buffer.patch(entry, change) == "held"
+        entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, run_id)
     assert entry is not None
-    assert await holding.buffer.patch(entry, b"no patch") == "held"
     await holding.buffer.requeue(entry)
 
     await holding.drain()
 
-    assert (await holding.buffer.counts()).failed == 1
+    run = await holding.created(run_id)
+    assert run is not None
+    assert (run.status, run.snapshot.tags) == (RunStatus.SYSTEM_FAILURE, ("before", "after"))
+    assert run.error is not None
+    assert "cannot be read" in run.error.message
+    assert (await holding.buffer.counts()).failed == 0
+    assert (await holding.runs.list(ENVIRONMENT, RunFilter(statuses=(RunStatus.SYSTEM_FAILURE,)))).runs == (
+        replace(run, snapshot=replace(run.snapshot, payload=b"")),
+    )
     again, cached = await holding.trigger_all(idempotency_key="k")
     assert (again != run_id, cached) == (True, False)
     await holding.drain()
+
+
+async def test_an_entry_without_a_readable_trigger_has_no_run_to_show_and_is_a_letter_for_the_operator(
+    holding: House,
+) -> None:
+    kind, run_id = EntryKind.HELD, "run_none"
+    await holding.buffer.accept(run_id, ENVIRONMENT.id, ENVIRONMENT.org_id, b"no trigger", kind=kind)
+
+    await holding.drain()
+
+    assert await holding.created(run_id) is None
+    assert await holding.runs.get(ENVIRONMENT, run_id) is None
+    assert (await holding.runs.list(ENVIRONMENT, RunFilter())).runs == ()
+    assert await holding.runs.add_tags(ENVIRONMENT, run_id, ["t"]) is None
+    letter = await holding.buffer.get_letter(run_id)
+    assert letter is not None
+    assert (letter.reason, letter.payload) == (Reason.FAILED, b"no trigger")
 
 
 async def test_attempts_exhausted_leave_a_run_in_system_failure_with_the_error(holding: House) -> None:

@@ -1,6 +1,7 @@
 """6. Runs, wherever they are: one place to read and change a run that is in the engine, in the buffer, or on its way.
 
 A run is looked for in the engine, then in the buffer, then in the engine once more: the drainer may have moved it in between.
+What the engine has not, a buffer that cannot be asked may hold, whether or not anything is diverted now: it may have been held before.
 While it is held, a change is appended to its entry as a patch; once somebody has set out to create the run, a change creates it if
 need be and is made in the engine (`handover.py` tells why, and in which order it all happens). Everything is scoped to the caller's
 environment: what belongs to another does not exist.
@@ -12,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TypeGuard, TypeVar
 
 from mollifier import handover, held, listing, patches
@@ -163,12 +165,19 @@ class Runs:
         Raises before anything is freed, or with the held run's binding still in its place: whoever tries again finds what held it.
         """
         reset = patches.ResetKey(self._clock())
+        reset_created = partial(self._engine.reset_idempotency_key, environment.id, task_id, key, reset.at)
         if (buffer := self._holding()) is None:
-            return await self._engine.reset_idempotency_key(environment.id, task_id, key, reset.at) is not None
+            return await reset_created() is not None
         digest = idempotency_digest(environment.id, task_id, key)
-        # Found out before anything is freed: a buffer that cannot be asked may hold a run with the key.
-        bound = await self._unless_away(buffer.bound_run(environment.org_id, digest), None)
-        created = await self._engine.reset_idempotency_key(environment.id, task_id, key, reset.at)
+        try:
+            # Found out before anything is freed: a buffer that cannot be asked may hold a run with the key.
+            bound = await buffer.bound_run(environment.org_id, digest)
+        except BufferUnavailableError:
+            # Where nothing is diverted, a key that is the engine's is hardly a held run's as well; whose it is otherwise cannot be told.
+            if self._settings().divert or await reset_created() is None:
+                raise
+            return True
+        created = await reset_created()
         freed = created is not None
         if bound is not None:
             freed = await self._let_go(environment, task_id, key, bound, reset) or freed
@@ -194,7 +203,7 @@ class Runs:
         missing = [run_id for run_id in run_ids if run_id not in found]
         if missing and (buffer := self._holding()) is not None:
             try:
-                entries = await self._unless_away(buffer.get_entries(environment.org_id, missing), [])
+                entries = await buffer.get_entries(environment.org_id, missing)
             except BufferUnavailableError as error:
                 return found, error
             for entry in entries:
@@ -216,9 +225,9 @@ class Runs:
         return self._buffer if settings.enabled or settings.drains else None
 
     async def _unless_away(self, looking: Awaitable[T], nothing: T) -> T:
-        """Look into the buffer. Where nothing is diverted, a buffer that is away holds nothing that anybody waits for.
+        """Look into the buffer for what comes on top of what the engine has. Where nothing is diverted, the engine's is enough without it.
 
-        In divert mode an unreachable buffer may hold the run that is asked for, so that is an error, never an absence.
+        In divert mode what an unreachable buffer may hold is missing, and that is an error, never an absence.
         """
         try:
             return await looking
@@ -254,7 +263,7 @@ class Runs:
 
     async def _held_entry(self, buffer: Buffer, environment: Environment, run_id: str) -> Entry | None:
         try:
-            entry = await self._unless_away(buffer.get_entry(environment.org_id, run_id), None)
+            entry = await buffer.get_entry(environment.org_id, run_id)
         except MalformedEntryError as error:
             _report(run_id, error)
             return None

@@ -165,14 +165,50 @@ async def test_a_run_that_was_created_meanwhile_is_cancelled_there(holding: Hous
     assert cancelled.status is RunStatus.CANCELED
 
 
-async def test_where_nothing_is_diverted_an_outage_of_the_buffer_shows_to_no_caller(own: tuple[Stack, House]) -> None:
+async def test_where_nothing_is_diverted_an_outage_of_the_buffer_shows_to_nobody_who_asks_for_what_is_created(
+    own: tuple[Stack, House],
+) -> None:
     stack, house = own
     house.settings = replace(house.settings, divert=False)
-    run_id = await house.trigger()
+    parent, run_id = await house.trigger(), await house.trigger(idempotency_key="k")
+    await stack.stop("valkey")
+
+    assert (await house.runs.get_many(ENVIRONMENT, [parent, run_id])).keys() == {parent, run_id}
+    assert await house.runs.add_tags(ENVIRONMENT, run_id, ["t"]) is not None
+    assert run_id in [run.id for run in (await house.runs.list(ENVIRONMENT, RunFilter())).runs]
+    assert await house.trigger_all(idempotency_key="k") == (run_id, True)
+    assert await house.created(await house.trigger(parent_run_id=parent)) is not None
+    assert await house.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k")
+
+
+async def test_where_nothing_is_diverted_any_more_a_run_that_was_held_before_is_no_absence_in_an_outage_of_the_buffer(
+    own: tuple[Stack, House],
+) -> None:
+    stack, house = own
+    await house.trip()
+    held = await house.trigger(idempotency_key="k")
+    house.settings = replace(house.settings, divert=False)
+    assert await house.runs.get(ENVIRONMENT, held) is not None
+    await stack.stop("valkey")
+
+    for asked in (
+        house.runs.get(ENVIRONMENT, held),
+        house.runs.get_many(ENVIRONMENT, [held]),
+        house.runs.cancel(ENVIRONMENT, held),
+        house.trigger(parent_run_id=held),
+        house.runs.reset_idempotency_key(ENVIRONMENT, "echo", "k"),
+    ):
+        with pytest.raises(BufferUnavailableError):
+            await asked
+    assert await house.created(held) is None
+
+
+async def test_where_nothing_is_ever_held_an_outage_of_the_buffer_shows_to_no_caller(own: tuple[Stack, House]) -> None:
+    stack, house = own
+    house.settings = replace(house.settings, enabled=False)
     await stack.stop("valkey")
 
     assert await house.runs.get(ENVIRONMENT, "run_unknown") is None
-    assert run_id in [run.id for run in (await house.runs.list(ENVIRONMENT, RunFilter())).runs]
     assert not await house.runs.reset_idempotency_key(ENVIRONMENT, "echo", "unknown")
 
 

@@ -97,7 +97,7 @@ async def rotate_key(request: Request[Any, Any, Any], id: EnvId, keyId: KeyId) -
     operation_class=documented(HTTPStatus.NOT_FOUND, key="adminToken"),
 )
 async def revoke_key(request: Request[Any, Any, Any], id: EnvId, keyId: KeyId) -> Response[KeyBody]:  # noqa: A002 - as above
-    """Revoke the key for good: it stops working here at once, and at other replicas within four seconds."""
+    """Revoke the key for good: it stops working here at once, and at other replicas within four seconds, while the database answers."""
     services = services_of(request)
     revoked = await services.tenants.revoke_key(_env(id), path_id(keyId, "API key", "keyId"))
     services.authenticator.forget()

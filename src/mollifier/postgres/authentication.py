@@ -1,9 +1,10 @@
 """Authentication: which environment an API key belongs to.
 
 Answers are kept for two seconds and then asked for anew; for two more the old answer serves while the new one is under way, so
-that nobody in a burst waits for the database, however slow it is. A revoked key stops working in four, a rotated one when its
-overlap has passed. While the database cannot be reached, an answer that it gave before stands: triggers keep coming in, and may be
-buffered, through an outage.
+that nobody in a burst waits for the database, however slow it is. Whoever comes with a key that nobody has used for those four waits for
+the new answer, for a second at most if there is an old one. A revoked key stops working in four, a rotated one when its overlap has passed.
+While the database cannot be reached, or takes more than that second, an answer that it gave in the last hour stands: triggers keep coming in,
+and may be buffered, through an outage.
 """
 
 from __future__ import annotations

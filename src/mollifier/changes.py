@@ -7,7 +7,8 @@ its square. So the changes of one run wait for each other within a process, and 
 lock keeps the order. What a run costs the buffer is bounded by that, however often it is changed.
 
 Only an engine that is away, or cannot create the run, leaves all of them to the entry. That takes some hundred; then a change is answered
-as it would be if the run were created: the engine cannot be reached.
+as it would be if the run were created: the engine cannot be reached. A cancellation is answered so as soon as somebody may have created the
+run: carried over later, it could find the run started.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class HeldChanges:
     async def change(self, entry: Entry, patch: patches.Patch, outage: EngineUnavailableError | None) -> Run | None:
         """Change the run of an entry; None to change it in the engine.
 
-        `outage` is why the engine gave no answer, if it was asked for the change in vain. Raises it where the change may have been made
-        there and must not be made twice, or late. Raises what applying the change raises; NonRetryableError or MalformedEntryError for an
-        entry that does not parse.
+        `outage` is why the engine gave no answer, if it was asked for the change in vain. Raises EngineUnavailableError where the change may
+        have been made there and must not be made twice, or late. Raises what applying the change raises; NonRetryableError or
+        MalformedEntryError for an entry that does not parse.
         """
         cancelled_at = patch.at if isinstance(patch, patches.Cancel) else None
         current: Entry | None = entry
@@ -65,9 +66,13 @@ class HeldChanges:
                     return None
                 if cancelled_at is not None and self._has_ended(current, stays=stays):
                     return held.run_of(current, self._clock())
-                if outage is not None and not outage.unsent and not patches.commutes(patch):
+                if current.state is EntryState.MATERIALISED:
+                    return None
+                if outage is not None and _would_be_late(current, patch, outage):
                     raise outage
-                moves = not stays and (handover.is_taken(current) or handover.is_full(current))
+                # A cancellation marks the entry by itself.
+                is_full = handover.is_full(current) and cancelled_at is None
+                moves = not stays and (handover.is_taken(current) or is_full)
                 if not moves:
                     appended = await self.append(current, patch)
                 elif (current := await self._marked(current)) is None:
@@ -75,6 +80,8 @@ class HeldChanges:
             if moves:
                 if await self.hand_over(current, cancelled_at):
                     return None
+                if cancelled_at is not None:
+                    raise EngineUnavailableError(f"{entry.run_id} cannot be created yet, nor cancelled; try again")
                 # Where else should the change go?
                 stays = True
                 continue
@@ -151,7 +158,18 @@ class HeldChanges:
     def _has_ended(self, entry: Entry, *, stays: bool) -> bool:
         """Return whether there is nothing left to cancel; where the engine can be asked, that tells of most."""
         patched = held.patched(entry)
-        # Whoever may create the run reads that it was cancelled.
-        if entry.state is EntryState.FAILED or (patched.cancelled_at is not None and not entry.taken):
+        # Whoever may create the run has read that it was cancelled.
+        if entry.state is EntryState.FAILED or patched.cancelled_at is not None:
             return True
-        return stays and patches.status_at(patched, self._clock()) in FINAL_STATUSES
+        return stays and not entry.taken and patches.status_at(patched, self._clock()) in FINAL_STATUSES
+
+
+def _would_be_late(entry: Entry, patch: patches.Patch, outage: EngineUnavailableError) -> bool:
+    """Return whether the change must not be left to the entry, the engine having given no answer.
+
+    A run that may be there already could start before its cancellation is carried over; and what the engine may have heard could be made
+    twice, or after what was made since.
+    """
+    if isinstance(patch, patches.Cancel) and entry.taken:
+        return True
+    return not outage.unsent and not patches.commutes(patch)

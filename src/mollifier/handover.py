@@ -24,9 +24,10 @@ after that. The mark is never taken off, for a creation that was given up may st
 Only while the engine cannot create the run does an entry take changes after its mark, for want of any other place. They are carried to the row
 once, which counts them, before the entry is settled: `ack` refuses an entry that has more changes than were handled. A change that the
 engine was asked for, and gave no answer to, may have been made there; the entry then takes it only if it comes to the same however often
-and whenever it is made. The exception this leaves: a creation that was broken off by the outage, yet arrived, can be read without such
-a change until the drainer has come back to the entry. So can a run that was created directly because its accept had no answer in time,
-should the accept have arrived too.
+and whenever it is made. A cancellation it takes before its mark only: behind it, the run may be there already, and start before anything is
+carried over. So whatever cancels a held run marks it, too, and every creation has it. The exception this leaves: a creation that was broken
+off by the outage, yet arrived, can be read without such a change until the drainer has come back to the entry. So can a run that was created
+directly because its accept had no answer in time, should the accept have arrived too; that entry has no mark, and takes a cancellation.
 """
 
 from __future__ import annotations

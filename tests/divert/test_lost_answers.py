@@ -8,7 +8,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from mollifier import patches
+from mollifier import handover, patches
 from mollifier.engine import CreateOutcome, Creation
 from mollifier.errors import EngineUnavailableError
 from mollifier.facade import Mollifier
@@ -47,6 +47,13 @@ class Deaf(PostgresRunEngine):
         raise EngineUnavailableError("never asked", unsent=self.unsent)
 
 
+class NotCreating(PostgresRunEngine):
+    """Creates no held run."""
+
+    async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+        raise EngineUnavailableError("no answer")
+
+
 @pytest.fixture
 def deaf(house: House) -> Deaf:
     return Deaf(house.database)
@@ -70,6 +77,13 @@ async def pop(house: House) -> Entry:
     entry = await house.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
     assert entry is not None
     return entry
+
+
+async def created_unheard(house: House) -> None:
+    """Create the run that waits, its drainer hearing no answer, and have its entry back in its place."""
+    entry = await pop(house)
+    assert await house.mollifier.drain_handler()([entry]) == [None]
+    assert await house.buffer.requeue(entry) == "held"
 
 
 async def test_a_creation_that_arrives_after_its_trigger_was_held_has_no_change_made_meanwhile_vanish(
@@ -98,8 +112,7 @@ async def test_a_change_that_was_made_without_an_answer_is_not_made_again(
     else:
         await house.trip()
         run_id = await house.trigger()
-        assert await house.mollifier.drain_handler()([entry := await pop(house)]) == [None]
-        assert await house.buffer.requeue(entry) == "held"
+        await created_unheard(house)
 
     with pytest.raises(EngineUnavailableError):
         await unheard.runs.change_metadata(ENVIRONMENT, run_id, [INCREMENT])
@@ -132,6 +145,78 @@ async def test_where_the_engine_cannot_be_asked_at_all_a_held_run_is_cancelled_o
         assert run.status is RunStatus.CANCELED
 
     await holding.drain()
+    assert (await created(holding, run_id)).status is RunStatus.CANCELED
+
+
+@pytest.mark.parametrize("unsent", [True, False])
+async def test_a_run_that_may_have_been_created_is_not_cancelled_behind_the_engines_back(
+    holding: House, deaf: Deaf, unheard: Mollifier, *, unsent: bool
+) -> None:
+    run_id = await holding.trigger()
+    await created_unheard(holding)
+    deaf.unsent = unsent
+
+    with pytest.raises(EngineUnavailableError):
+        await unheard.runs.cancel(ENVIRONMENT, run_id)
+
+    assert (await created(holding, run_id)).status is RunStatus.QUEUED
+    entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, run_id)
+    assert entry is not None
+    assert entry.patches == ()
+    run = await holding.runs.cancel(ENVIRONMENT, run_id)
+    assert run is not None
+    assert run.status is RunStatus.CANCELED
+
+
+@pytest.mark.parametrize(
+    "error", [EngineUnavailableError("gone", unsent=True), EngineUnavailableError("no answer"), RuntimeError("locked")]
+)
+async def test_a_cancellation_that_cannot_create_the_run_is_not_answered_while_somebody_else_may(
+    holding: House, error: Exception
+) -> None:
+    run_id = await holding.trigger()
+    popped = await pop(holding)
+
+    class Falling(PostgresRunEngine):
+        """Tells that the run is not there, and then that it cannot be created, while the drainer's creation arrives."""
+
+        async def create_held_runs(self, creations: Sequence[Creation]) -> Sequence[CreateOutcome]:
+            assert await holding.mollifier.drain_handler()([popped]) == [None]
+            raise error
+
+    mollifier = Mollifier(
+        holding.settings, engine=Falling(holding.database), tasks=PostgresTaskCatalog(holding.database)
+    )
+    with pytest.raises(EngineUnavailableError):
+        await mollifier.runs.cancel(ENVIRONMENT, run_id)
+    await mollifier.aclose()
+
+    entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, run_id)
+    assert entry is not None
+    assert entry.patches == ()
+    assert (await created(holding, run_id)).status is RunStatus.QUEUED
+
+
+@pytest.mark.parametrize("changes", [0, handover.CHANGES_MANY])
+async def test_a_run_that_nobody_has_set_out_to_create_is_cancelled_whatever_becomes_of_its_creation(
+    holding: House, changes: int
+) -> None:
+    run_id = await holding.trigger()
+    for _ in range(changes):
+        entry = await holding.buffer.get_entry(ENVIRONMENT.org_id, run_id)
+        assert entry is not None
+        assert await holding.buffer.patch(entry, patches.encode(patches.AddTags(("tag",)))) == "held"
+    mollifier = Mollifier(
+        holding.settings, engine=NotCreating(holding.database), tasks=PostgresTaskCatalog(holding.database)
+    )
+
+    for _ in range(2):
+        run = await mollifier.runs.cancel(ENVIRONMENT, run_id)
+        assert run is not None
+        assert run.status is RunStatus.CANCELED
+    await mollifier.aclose()
+
+    await holding.hand_over()
     assert (await created(holding, run_id)).status is RunStatus.CANCELED
 
 

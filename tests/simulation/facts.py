@@ -50,6 +50,7 @@ class Held:
     not_before_ms: int = 0
     is_marked: bool = False
     late: bool = False
+    cancelled_unmarked: bool = False
     has_died: bool = False
 
 
@@ -88,6 +89,8 @@ class Facts:
         self.claims: dict[str, tuple[str, int]] = {}
         self.answered: dict[str, int] = {}
         self.spoilt: set[str] = set()
+        self.direct: set[str] = set()
+        """Runs that were created without their entry, if they have one."""
         self.processes: list[Process] = []
         """All there have ever been."""
         self._keys: dict[str, PartitionKeys] = {env.org_id: keyspace.of(env.org_id) for env in plan.tenants}
@@ -158,6 +161,11 @@ class Facts:
         fields = self.fields(run_id) if known is not None and known.late else None
         return fields is not None and fields.get("state") in (b"QUEUED", b"DRAINING")
 
+    def is_cancelled_aside(self, run_id: str) -> bool:
+        """True for a run that was created directly, its accept having had no answer in time, and cancelled where the accept left it all the same."""
+        known = self.entries.get(run_id)
+        return known is not None and known.cancelled_unmarked and run_id in self.direct
+
     # --- learning --------------------------------------------------------------------------------------------------
 
     def meet(self, step: Step) -> None:
@@ -180,6 +188,7 @@ class Facts:
 
     def _meet_beside(self, run_ids: Sequence[str]) -> None:
         """Take note of runs that were created directly, because the accept had no answer in time, after a change of the entry that it left."""
+        self.direct.update(run_ids)
         for run_id in run_ids:
             known, fields = self.entries.get(run_id), self.fields(run_id)
             if known is not None and fields is not None and run_id in self.rows and fields.get("patches", b"0") != b"0":
@@ -279,7 +288,9 @@ class Facts:
             known = self.entries[step.runs[0]]
             # A run that was created directly, because the accept had no answer in time, has an entry that nobody could mark.
             known.late |= known.is_marked or step.runs[0] in self.rows
-            known.is_marked |= isinstance(patches.decode([step.args["patch"]])[0], patches.Cancel)
+            if isinstance(patches.decode([step.args["patch"]])[0], patches.Cancel):
+                known.cancelled_unmarked |= not known.is_marked
+                known.is_marked = True
 
     def _claim(self, step: Step) -> None:
         for key, (outcome, _) in zip(step.args["binding"], step.reply, strict=False):

@@ -881,8 +881,8 @@ class WhatWasAnsweredShows(Sentence):
     """What was answered shows at once and for good: no change is lost, none is made twice, wherever the run is.
 
     While the engine is away an entry takes changes after somebody has set out to create its run; should that creation have arrived all
-    the same, they come to the run when the drainer has come back to the entry. So do changes of an entry whose accept had no answer in
-    time, so that its run is created directly, later than they were made.
+    the same, they come to the run when the drainer has come back to the entry; a cancellation is answered by the engine alone then. So do
+    changes, cancellations too, of an entry whose accept had no answer in time, so that its run is created directly.
     """
 
     def after_step(self, step: Step) -> Complaints:
@@ -916,18 +916,22 @@ class WhatWasAnsweredShows(Sentence):
         is_sure = changes.until is not None and not changes.moves_open and not is_late and not run.snapshot.debounce
         if is_sure and run.snapshot.delayed_until != changes.until:
             yield f"{run_id} was moved to {changes.until} and is due at {run.snapshot.delayed_until}"
-        if changes.is_cancelled and run.status is not RunStatus.CANCELED and not is_late:
+        is_cancelled = changes.is_cancelled and not self.facts.is_cancelled_aside(run_id)
+        if is_cancelled and run.status is not RunStatus.CANCELED:
             yield f"{run_id} was cancelled and is {run.status}"
 
 
 class ACancelledRunNeverStarts(Sentence):
-    """Cancelling is linearised by the run's primary key: a run whose cancellation was answered never executes."""
+    """Cancelling is linearised by the run's primary key: a run whose cancellation was answered never executes.
+
+    But for one that was created directly, its accept having had no answer in time, and cancelled in an outage where the accept left it.
+    """
 
     steps = ("start",)
 
     def after_step(self, step: Step) -> Complaints:
-        changes, known = self.facts.changes.get(step.runs[0]), self.facts.entries.get(step.runs[0])
-        if changes is not None and changes.is_cancelled and (known is None or not known.late):
+        changes = self.facts.changes.get(step.runs[0])
+        if changes is not None and changes.is_cancelled and not self.facts.is_cancelled_aside(step.runs[0]):
             yield f"{step.runs[0]} was cancelled and has started"
 
 

@@ -125,6 +125,11 @@ def test_a_variable_that_is_almost_ours_is_warned_of(caplog: pytest.LogCaptureFi
     assert "did you mean MOLLIFIER_TRIP_THRESHOLD?" in fields["detail"]
 
 
+@pytest.mark.parametrize("url", ["unix:///tmp/valkey.sock", "unix:///tmp/valkey.sock?db=1", "redis://host:6379/0"])
+def test_a_url_without_a_password_is_shown_as_it_is(url: str) -> None:
+    assert config.masked(url) == url
+
+
 def test_a_password_in_a_query_is_masked_too() -> None:
     assert (
         config.masked("postgresql://host/db?user=u&password=hunter2&x=1")

@@ -225,7 +225,7 @@ def _explained(error: ValidationError, environ: Mapping[str, str]) -> SettingsEr
         case "literal_error":
             wanted = f"must be {first['ctx']['expected']}" if "ctx" in first else first["msg"]
         case _:
-            wanted = first["msg"]
+            wanted = first["msg"].removeprefix("Value error, ")
     given = next((value for key, value in environ.items() if key.upper() == variable(name)), "")
     shown = "" if name in _SECRETS | _URLS else f", is {given!r}"
     return SettingsError(variable(name), wanted + shown)
@@ -306,4 +306,6 @@ def masked(url: str) -> str:
     login, _, host = parts.netloc.rpartition("@")
     netloc = parts.netloc if parts.password is None else f"{login.partition(':')[0]}:{_MASK}@{host}"
     query = re.sub(r"(?<=password=)[^&]*", _MASK, parts.query)
-    return parts._replace(netloc=netloc, query=query).geturl()
+    shown = parts._replace(netloc=netloc, query=query).geturl()
+    # An empty host may be lost on the way.
+    return shown if netloc else shown.replace(f"{parts.scheme}:/", f"{parts.scheme}:///", 1).replace(":////", ":///", 1)

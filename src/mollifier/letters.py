@@ -27,7 +27,7 @@ _NUMBER_DIGITS_MAX = 15
 
 
 class Reason(StrEnum):
-    """What an entry died of. `EXPIRED` was given up or malformed once; nothing is left to tell by."""
+    """What an entry died of. Of an `expired` one, an audit copy as a rule, nothing is left to tell by."""
 
     FAILED = "failed"
     RECLAIM_LIMIT = "reclaim_limit"

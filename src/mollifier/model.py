@@ -255,7 +255,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EntryState(StrEnum):
-    """Where an entry is in its life; see the diagram above."""
+    """Where an entry is in its life: waiting for its turn, in the hands of a drainer, given up, or settled and kept for a moment."""
 
     QUEUED = "QUEUED"
     DRAINING = "DRAINING"

@@ -14,6 +14,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -77,7 +78,8 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise SettingsError(variable("tasks"), f"module {name!r} cannot be imported: {error}") from error
+        looked = f"looked for in {Path.cwd()} and among what is installed"
+        raise SettingsError(variable("tasks"), f"module {name!r} cannot be imported: {error} ({looked})") from error
 
 
 def _tasks_of(module: ModuleType) -> Iterable[tuple[str, TaskFunction]]:

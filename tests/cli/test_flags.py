@@ -41,6 +41,11 @@ def test_setting_and_unsetting_leave_other_flags_alone(configured: Cli, org_id: 
     assert configured("flags", "unset", "a", *place, "--json").json == {"b": 2}
 
 
+def test_who_sets_a_flag_that_is_none_of_mollifiers_is_told_which_is(configured: Cli, org_id: str) -> None:
+    assert "mollifierEnabled" in configured("flags", "set", "mollifierEnabld", "true", "--org", org_id).err
+    assert configured("flags", "set", "mollifierEnabled", "true", "--org", org_id).err == ""
+
+
 def test_a_flag_that_is_not_set_exits_1_and_says_how_to_set_it(configured: Cli) -> None:
     ended = configured("flags", "get", "mollifierEnabled")
     assert (ended.code, ended.out) == (1, "")

@@ -90,6 +90,28 @@ def test_worker_records_its_tasks_logs_to_a_file_and_stops_on_sigterm(
     assert started["draining"] is True
 
 
+def test_a_worker_that_is_started_as_a_program_has_the_tasks_of_the_folder_it_is_started_in(
+    database_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "myapp").mkdir()
+    (tmp_path / "myapp" / "tasks.py").write_text("def send_invoice(payload): ...\n")
+    log = tmp_path / "worker.log"
+    settings = {"MOLLIFIER_DATABASE_URL": database_url, "MOLLIFIER_TASKS": "myapp.tasks"}
+    program = Path(sys.executable).with_name("mollifier")
+    with subprocess.Popen(
+        [program, "worker", "--log-file", log],
+        cwd=tmp_path,
+        env=os.environ | settings,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            until(lambda: log.exists() and "mollifier.worker_started" in log.read_text(), process)
+        finally:
+            process.kill()
+    assert events(log.read_text())["mollifier.worker_started"]["tasks"] == ["send_invoice"]
+
+
 @pytest.mark.parametrize("command", ["serve", "worker"])
 @pytest.mark.parametrize(("name", "value"), [("MOLLIFIER_HOLD_MS", "soon"), ("MOLLIFIER_DATABASE_URL", "")])
 def test_a_bad_setting_stops_the_process_at_boot_with_its_name(

@@ -332,6 +332,12 @@ def test_entries_that_are_left_are_found(settings: Settings, counts: Counts | No
     assert {each.check: each.severity for each in examine(facts)}["system.leftovers"] == severity
 
 
+def test_of_a_buffer_that_could_not_be_asked_nobody_says_that_nothing_is_left_in_it() -> None:
+    facts = Facts(settings=DIVERTING, buffer=Unreachable("gone"), database=GOOD_DATABASE)
+    severities = {each.check: each.severity for each in examine(facts)}
+    assert {severities[f"system.{name}"] for name in ("leftovers", "dead_letters", "sweeper")} == {"unknown"}
+
+
 WELL, ODD = SweepReport(at_ms=1, stale=3, orphans={"queue": 1}), SweepReport(at_ms=1, mismatches={"late": 2})
 SOME = Counts(5, 1, 1, 0, ("org",), 30_000)
 

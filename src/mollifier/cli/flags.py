@@ -77,6 +77,8 @@ def set_flag(
         flags = with_global_flags(lambda store: store.set(values))
     else:
         flags = with_tenants(lambda tenants: tenants.set_flags(org, values))
+    if name != ORG_FLAG:
+        note(f"mollifier: {name} is kept, and means nothing to Mollifier, whose flag is {ORG_FLAG}.")
     _show(flags, as_json=as_json)
 
 

@@ -20,6 +20,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Record = Mapping[str, Any]
 
 _PIPE_COLUMNS = 1000
+_GAP_COLUMNS = 3
+_WHOLE_COLUMNS = 64
+"""Up to where a text without spaces is not broken, however narrow the terminal."""
+_FOLDED_COLUMNS = 24
+"""What any other column has at least."""
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -85,12 +90,23 @@ def show_rows(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> None
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for column in header or rows[0]:
-        table.add_column(Text(str(column)) if header else "", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_text(cell)) for cell in row))
-    stdout().print(table)
+    table = Table(
+        box=None, show_header=bool(header), pad_edge=False, padding=(0, _GAP_COLUMNS, 0, 0), header_style="bold"
+    )
+    texts = [[_text(cell) for cell in row] for row in rows]
+    least = 0
+    for number, column in enumerate(header or rows[0]):
+        title = str(column) if header else ""
+        longest = max(len(title), *(len(row[number]) for row in texts))
+        # An id is copied whole, or not at all: what has no spaces is broken nowhere, but for texts that would be lines by themselves.
+        is_whole = longest <= _WHOLE_COLUMNS and not any(" " in row[number] for row in texts)
+        table.add_column(Text(title), overflow="fold", no_wrap=is_whole)
+        least += (longest if is_whole else min(longest, _FOLDED_COLUMNS)) + _GAP_COLUMNS
+    for row in texts:
+        table.add_row(*map(Text, row))
+    console = stdout()
+    console.width = max(console.width, least)
+    console.print(table, soft_wrap=False, crop=False)
 
 
 def stdout() -> Console:

@@ -49,10 +49,20 @@ def drainers(facts: Facts) -> Judgement:
     return ok(f"{workers} worker{'' if workers == 1 else 's'} alive{listening}")
 
 
+def _not_looked_into(facts: Facts) -> Judgement:
+    if facts.buffer is None:
+        return ok("there is no buffer")
+    return unknown(
+        "the buffer could not be looked into",
+        "nobody knows what it holds",
+        "mend what `buffer.reachable` says, and ask again",
+    )
+
+
 def leftovers(facts: Facts) -> Judgement:
     """Is something left in the buffer that nobody takes out?"""
     if not isinstance(facts.buffer, BufferFacts):
-        return ok("the buffer was not looked into")
+        return _not_looked_into(facts)
     counts = facts.buffer.counts
     if counts is None:
         return unknown(
@@ -81,7 +91,7 @@ def leftovers(facts: Facts) -> Judgement:
 def dead_letters(facts: Facts) -> Judgement:
     """Did something die in the buffer that nobody has looked after?"""
     if not isinstance(facts.buffer, BufferFacts):
-        return ok("the buffer was not looked into")
+        return _not_looked_into(facts)
     counts = facts.buffer.counts
     if counts is None:
         return unknown(
@@ -101,7 +111,7 @@ def dead_letters(facts: Facts) -> Judgement:
 def sweeper(facts: Facts) -> Judgement:
     """Does the buffer fit together, as far as the last sweep tells, and is it swept?"""
     if not isinstance(facts.buffer, BufferFacts):
-        return ok("the buffer was not looked into")
+        return _not_looked_into(facts)
     report, ago_ms = facts.buffer.sweep, facts.buffer.swept_ago_ms
     left = facts.buffer.counts.left if facts.buffer.counts is not None else 0
     patience_ms = MISSED_SWEEPS * facts.settings.sweep_interval_s * 1000 + left

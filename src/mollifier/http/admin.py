@@ -25,7 +25,7 @@ from mollifier.http.services import services_of
 from mollifier.postgres.flags import checked_flag_name
 from mollifier.postgres.tenants import DEFAULT_ENVIRONMENT, NAME_LENGTH_MAX
 
-Id = Annotated[str, Parameter(description="An id")]
+Id = Annotated[str, Parameter(description="The id of what the path names before it")]
 Flags = dict[str, Any]
 ADMIN: Literal["adminToken"] = "adminToken"
 AnyRequest = Request[Any, Any, Any]

@@ -51,7 +51,7 @@ class BatchAdded(msgspec.Struct, frozen=True):
 
 
 class BatchView(msgspec.Struct, frozen=True):
-    """A batch as a reader sees it. `updated_at` is the last change to it or, once it is sealed, to one of its runs."""
+    """A batch as a reader sees it. `updated_at` is the last change to it or, once it is sealed, to one of its runs that the engine has."""
 
     batch: Batch
     status: BatchStatus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from mollifier.engine import Creation
 from mollifier.errors import BufferUnavailableError, EngineUnavailableError
 from mollifier.model import BatchRequest, Entry, RunFilter, RunStatus
 from mollifier.patches import AddTags, Cancel
+from mollifier.postgres.engine import utc_now
+from mollifier.postgres.upkeep import Upkeep
 from tests.core.support import execute
 from tests.divert.conftest import DEBOUNCED, ENVIRONMENT, STRANGER, House
 
@@ -109,6 +112,36 @@ async def test_in_an_outage_of_the_engine_a_batch_is_refused_before_anything_hap
             ENVIRONMENT, BatchRequest(run_count=2), [house.request(), house.request()]
         )
     assert (await house.buffer.counts()).left == 0
+
+
+async def test_in_an_outage_of_the_engine_a_run_is_cancelled_for_good_unless_it_may_have_been_created(
+    own: tuple[Stack, House],
+) -> None:
+    stack, house = own
+    await house.trip()
+    maybe_created = await house.trigger()
+    entry = await house.buffer.pop(ENVIRONMENT.org_id, ENVIRONMENT.id)
+    assert entry is not None
+    assert await house.mollifier.drain_handler()([entry]) == [None]
+    assert await house.buffer.requeue(entry) == "held"
+    waiting = await house.trigger(delay=timedelta(hours=1))
+    await stack.stop("postgres")
+
+    assert await house.runs.reschedule(ENVIRONMENT, waiting, timedelta(hours=2)) is not None
+    run = await house.runs.cancel(ENVIRONMENT, waiting)
+    assert run is not None
+    assert run.status is RunStatus.CANCELED
+    with pytest.raises(EngineUnavailableError):
+        await house.runs.cancel(ENVIRONMENT, maybe_created)
+
+    await stack.start("postgres")
+    await house.drain()
+    await Upkeep(house.database, lambda: utc_now() + timedelta(hours=3)).advance()
+    runs = await house.engine.get_runs(ENVIRONMENT.id, [maybe_created, waiting])
+    assert {run_id: run.status for run_id, run in runs.items()} == {
+        maybe_created: RunStatus.QUEUED,
+        waiting: RunStatus.CANCELED,
+    }
 
 
 async def test_without_the_engine_triggers_of_an_organization_that_is_not_enrolled_are_not_held(

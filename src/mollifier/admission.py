@@ -38,6 +38,7 @@ from mollifier.holding import Holding, audit_copy, held_entry
 from mollifier.keys import is_request_digest
 from mollifier.model import Action, Decision, GateInputs, Snapshot, TriggerResult
 from mollifier.refuge import Refuge
+from mollifier.runs import Runs
 from mollifier.settings import Settings
 from mollifier.telemetry import Emit, OverCapOutcome, Telemetry
 
@@ -68,6 +69,7 @@ class Admission:
         engine: RunEngine,
         telemetry: Telemetry,
         refuge: Refuge,
+        runs: Runs,
         breaker: Breaker | None = None,
     ) -> None:
         self._settings = settings
@@ -76,6 +78,7 @@ class Admission:
         self._holding = Holding(settings=settings, buffer=buffer, telemetry=telemetry, breaker=breaker or Breaker())
         self._engine = engine
         self._refuge = refuge
+        self._runs = runs
         self._telemetry = telemetry
 
     @property
@@ -117,12 +120,12 @@ class Admission:
                 tried = [] if outage.unsent else to_create
                 is_asked = not isinstance(outage, EngineNotAskedError)
                 over_cap = "fail" if is_asked else "create"
-                answers.update(await self._hold(snapshots, places, claim, over_cap=over_cap, tried=tried))
+                await self._hold(answers, snapshots, places, claim, over_cap=over_cap, tried=tried)
                 if is_asked and len(answers) < len(places):
                     raise
             else:
                 over_cap = "reject" if rejects and len(places) == 1 else "create"
-                answers.update(await self._hold(snapshots, sorted(to_hold), claim, over_cap=over_cap))
+                await self._hold(answers, snapshots, sorted(to_hold), claim, over_cap=over_cap)
             homeless = [place for place in places if place not in answers]
             answers.update(await self._create(self._engine, snapshots, homeless, emits))
         except Exception:
@@ -132,6 +135,20 @@ class Admission:
                     emit()
             raise
         return [answers[place] for place in places]
+
+    async def assure(self, snapshots: Sequence[Snapshot], held: Sequence[Existing | None]) -> Sequence[Existing | None]:
+        """See to it that the held runs that answer for some of these triggers are as safe as a run that is held for them would be.
+
+        Whoever had them held may still wait for that, or have been refused for want of it. What is not confirmed is created. What the
+        buffer has lost meanwhile, or does not tell any more, is no answer: the rest is returned. Raises EngineUnavailableError where one
+        cannot be created.
+        """
+        org_id, env_id = snapshots[0].org_id, snapshots[0].env_id
+        run_ids = sorted({existing.run_id for existing in held if existing is not None})
+        if not run_ids or await self._holding.confirm(org_id, run_ids):
+            return held
+        safe = await self._runs.make_safe(org_id, env_id, run_ids)
+        return [existing if existing is not None and existing.run_id in safe else None for existing in held]
 
     async def _decide(self, inputs: Sequence[GateInputs]) -> Sequence[Decision]:
         if not self._has_buffer or not self._settings().enabled:
@@ -186,31 +203,36 @@ class Admission:
 
     async def _hold(
         self,
+        answers: Answers,
         snapshots: Sequence[Snapshot],
         places: Sequence[int],
         claim: Claim | None,
         *,
         over_cap: OverCapOutcome,
         tried: Sequence[int] = (),
-    ) -> Answers:
+    ) -> None:
         """Make the buffer the runs' primary store; those that it cannot take within its deadline are not among the answers.
 
         Nor are those that it took without confirming it: to create them directly as well is safe, for an entry whose run exists
         makes no second one. Nor are those that a cap keeps out; `over_cap` is what becomes of them: raises OverCapError to reject.
         `tried` are those that the engine may have created, or may yet, without an answer.
+
+        What was held before, and is not confirmed now, is created as well, or is not among the answers either, as in `assure`.
         """
-        answers: Answers = {}
+        unsafe: dict[int, str] = {}
         entries = [held_entry(snapshots[place], claim, taken=place in tried) for place in places]
         for place, entry, outcome in zip(places, entries, await self._holding.accept(entries), strict=True):
             match outcome:
                 case Accepted():
                     emit = partial(self._telemetry.buffered, snapshots[place], entry.payload)
                     answers[place] = Triggered(TriggerResult(entry.run_id), (emit,))
-                case DuplicateRun():
+                case DuplicateRun(run_id, is_confirmed):
                     # Held since it was sent before, and told of then.
-                    answers[place] = Triggered(TriggerResult(entry.run_id))
-                case DuplicateKey(winner, digest):
+                    answers[place] = Triggered(TriggerResult(run_id))
+                    unsafe.update({} if is_confirmed else {place: run_id})
+                case DuplicateKey(winner, digest, is_confirmed):
                     answers[place] = Triggered(TriggerResult(winner, is_cached=not is_request_digest(digest)))
+                    unsafe.update({} if is_confirmed else {place: winner})
                 case Unconfirmed():
                     # It is in the buffer, whatever becomes of the trigger: an audit that misses its event would miss the entry.
                     self._telemetry.buffered(snapshots[place], entry.payload)
@@ -220,7 +242,11 @@ class Admission:
                         raise self._rejection(cap, [entry])
                 case KeyClaimed() | None:
                     pass
-        return answers
+        if unsafe:
+            safe = await self._runs.make_safe(snapshots[0].org_id, snapshots[0].env_id, sorted({*unsafe.values()}))
+            for place, run_id in unsafe.items():
+                if run_id not in safe:
+                    del answers[place]
 
     async def _copy(self, snapshots: Sequence[Snapshot], places: Sequence[int]) -> Mapping[int, Emit]:
         """Write the audit copies; a failure is counted and logged, never the triggers'."""

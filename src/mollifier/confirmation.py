@@ -4,6 +4,10 @@ Without it an accept is answered as soon as the buffer's server has it in memory
 that machine may take it back (docs/reliability.md has the figures). The question travels at the end of the writes' own pipeline, for
 it is about the writes of its connection: one round trip for both.
 
+Who answers with what another connection has written asks as well. So each question comes after a write of its own, which changes nothing:
+the server writes in one order, so once that one is safe everything before it is. A server that refuses it, its memory full, confirms
+nothing.
+
 The server answers it when the disk or the replicas have caught up, a Redis with `appendfsync everysec` after up to a second, and reads
 nothing from that connection meanwhile. So confirmed writes have pipelines of their own, or the gate would wait behind them; and as each
 of the few may be gone for a second, they leave one after another in growing gaps: the first at once, the next 8 ms later, then 16, up to
@@ -24,9 +28,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from mollifier.errors import BufferUnavailableError
+from mollifier.keys import CONFIRMATION
 from mollifier.scripts import Call, command, result
 from mollifier.server import Command, Reply, Server
 from mollifier.settings import Confirmation, Settings
@@ -34,10 +39,11 @@ from mollifier.settings import Confirmation, Settings
 T = TypeVar("T")
 
 _FIRST_GAP_S = 0.004
+_WRITE: Command = ("SET", CONFIRMATION, "")
 
 
 class Written(msgspec.Struct, Generic[T], frozen=True):
-    """What a call answered, and whether what it wrote was confirmed in time."""
+    """What a call answered, and whether what it wrote, or found written, was confirmed in time."""
 
     result: T
     confirmed: bool
@@ -62,14 +68,22 @@ class ConfirmedScripts:
                 written[index] = again
         return [_written(call, *each) for call, each in zip(calls, written, strict=True)]
 
+    async def read(self, command: Command) -> Written[Reply]:
+        """Run a command that reads; what it has found, whoever wrote that, is confirmed or not.
+
+        The reply may be an error. Raises BufferUnavailableError when the server gave no replies at all.
+        """
+        ((reply, confirmed),) = await self._run([command])
+        return Written(reply, confirmed)
+
     async def _run(self, commands: Sequence[Command]) -> list[tuple[Reply, bool]]:
-        *replies, confirmation = await self._server.run_many(commands)
-        confirmed = self._server.is_met_by(confirmation)
+        *replies, written, confirmation = await self._server.run_many(commands)
+        confirmed = not isinstance(written, RedisError) and self._server.is_met_by(confirmation)
         return [(reply, confirmed) for reply in replies]
 
 
 class _ConfirmingServer(Server):
-    """Ends each pipeline with the question whether what it wrote is safe."""
+    """Ends each pipeline with a write of its own, and the question whether that, and so all before it, is safe."""
 
     def __init__(self, redis: Redis, settings: Callable[[], Settings]) -> None:
         super().__init__(redis)
@@ -90,8 +104,8 @@ class _ConfirmingServer(Server):
         settings = self._settings()
         timeout_ms = settings.accept_confirm_timeout_ms
         if settings.confirmation.aof:
-            return (("WAITAOF", 1, 0, timeout_ms),)
-        return (("WAIT", settings.confirmation.replicas, timeout_ms),)
+            return _WRITE, ("WAITAOF", 1, 0, timeout_ms)
+        return _WRITE, ("WAIT", settings.confirmation.replicas, timeout_ms)
 
     def _may_send(self) -> bool:
         loop = asyncio.get_running_loop()

@@ -113,6 +113,7 @@ class Mollifier:
                 engine=engine,
                 telemetry=self.telemetry,
                 refuge=refuge,
+                runs=self.runs,
                 breaker=self._breakers.accepts,
             ),
             claims=self._claims,

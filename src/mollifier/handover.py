@@ -7,8 +7,8 @@ over; and a later change, made to the row directly, would be overwritten by that
 
 So an entry takes changes only up to the moment when somebody sets out to create its run, and says so itself: `taken`. Popping an entry
 reads it and marks it in one step; cancelling marks it by the very change that it appends; a trigger that is held because its direct
-creation had no answer is marked from the start; and whoever wants to change a run that has been changed often marks it, and reads it
-after that. The mark is never taken off, for a creation that was given up may still arrive. From this follows the order of everything that happens to a held run while the engine answers:
+creation had no answer is marked from the start; and whoever wants to change a run that has been changed often, or to answer with one that is not
+as safe as was asked for, marks it, and reads it after that. The mark is never taken off, for a creation that was given up may still arrive. From this follows the order of everything that happens to a held run while the engine answers:
 
 1. Before the mark a change takes effect when it is appended. Appending compares the entry with what was read, the mark included,
    so whoever marks has read every change that was ever accepted, and every creation, however many are under way, has all of them in it.

@@ -8,7 +8,7 @@ import msgspec
 
 from mollifier import snapshots as encoding
 from mollifier.bindings import bindings
-from mollifier.buffer import Acceptance, AcceptOutcome, Buffer, Unconfirmed
+from mollifier.buffer import Acceptance, AcceptOutcome, Buffer, DuplicateKey, DuplicateRun, Unconfirmed
 from mollifier.caps import Cap
 from mollifier.claims import Claim
 from mollifier.cursors import as_us
@@ -57,10 +57,26 @@ class Holding:
         faults = [outcome for outcome in outcomes if isinstance(outcome, BufferUnavailableError)]
         if faults:
             self._telemetry.failed_open("buffer", faults[0], len(faults))
-        if unconfirmed := sum(isinstance(outcome, Unconfirmed) for outcome in outcomes):
-            missed = f"not confirmed within {settings.accept_confirm_timeout_ms} ms: {settings.accept_confirm}"
-            self._telemetry.failed_open("confirmation", BufferUnavailableError(missed), unconfirmed)
+        if unconfirmed := sum(map(_is_unconfirmed, outcomes)):
+            self._tell_unconfirmed(unconfirmed)
         return [None if isinstance(outcome, BufferUnavailableError) else outcome for outcome in outcomes]
+
+    async def confirm(self, org_id: str, run_ids: Sequence[str]) -> bool:
+        """Tell whether these runs are held, and as safe as an accept would be, so that triggers may be answered with them."""
+        buffer, settings = self._buffer, self._settings()
+        if buffer is None or not settings.confirmation.is_asked:
+            return True
+        deadline_ms = self._deadline_ms(len(run_ids)) + settings.accept_confirm_timeout_ms
+        try:
+            is_confirmed = await self._breaker.ask(
+                lambda: within(deadline_ms, buffer.confirm(org_id, run_ids)), is_answer=bool
+            )
+        except (BufferUnavailableError, TimeoutError) as error:
+            self._telemetry.failed_open("confirmation", error, len(run_ids))
+            return False
+        if not is_confirmed:
+            self._tell_unconfirmed(len(run_ids))
+        return is_confirmed
 
     async def find_over_cap(self, entries: Sequence[Acceptance]) -> Cap | None:
         """Return the first cap that these entries of one environment would exceed together; None too where the buffer does not answer."""
@@ -74,13 +90,26 @@ class Holding:
             self._telemetry.failed_open("caps", error)
             return None
 
+    def _tell_unconfirmed(self, number: int) -> None:
+        settings = self._settings()
+        missed = f"not confirmed within {settings.accept_confirm_timeout_ms} ms: {settings.accept_confirm}"
+        self._telemetry.failed_open("confirmation", BufferUnavailableError(missed), number)
+
     def _deadline_ms(self, entries: int) -> int:
         return self._settings().accept_deadline_ms * -(-entries // _ENTRIES_PER_DEADLINE)
 
 
 def _is_confirmed(outcomes: Sequence[AcceptOutcome | BufferUnavailableError]) -> bool:
-    """Tell whether everything that was stored is as safe as was asked for; what was refused is not stored."""
-    return not any(isinstance(outcome, Unconfirmed) for outcome in outcomes)
+    """Tell whether everything that is stored is as safe as was asked for; what was refused is not stored."""
+    return not any(map(_is_unconfirmed, outcomes))
+
+
+def _is_unconfirmed(outcome: AcceptOutcome | BufferUnavailableError) -> bool:
+    match outcome:
+        case Unconfirmed() | DuplicateRun(is_confirmed=False) | DuplicateKey(is_confirmed=False):
+            return True
+        case _:
+            return False
 
 
 def held_entry(snapshot: Snapshot, claim: Claim | None, *, taken: bool = False) -> Acceptance:

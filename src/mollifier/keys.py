@@ -10,6 +10,7 @@ no two names alias, whatever the ids contain; customers' text (task ids, idempot
 | `mollifier:{sweeper}:claim`   | string     | who sweeps: `claim:<token>`               | 15 s after it was renewed last           |
 | `mollifier:{sweeper}:report`  | hash       | what the last sweep found                 | a week                                   |
 | `mollifier:engine_away`       | string     | exists while a drainer's breaker is open  | 30 s after it last opened                |
+| `mollifier:confirmation`      | string     | nothing: it is written to be waited for   | for ever                                 |
 | `mollifier:{p07}:seq`         | string     | counter of sequences and leases           | for ever: one number per partition       |
 | `mollifier:{p07}:orgs`        | sorted set | organizations by their earliest due time  | while something is queued or waiting     |
 | `mollifier:{p07}:envs:O`      | sorted set | environments of O by earliest due time    | while something is queued or waiting     |
@@ -43,6 +44,8 @@ SWEEPER_CLAIM = f"{ROOT}:{{sweeper}}:claim"
 SWEEPER_REPORT = f"{ROOT}:{{sweeper}}:report"
 """Of one slot: a report is stored by whoever has the claim."""
 ENGINE_AWAY = f"{ROOT}:engine_away"
+CONFIRMATION = f"{ROOT}:confirmation"
+"""Of no partition: what a server is waited for is whatever it was given before this."""
 WAKE = f"{ROOT}:wake"
 """The channel, no key, that tells drainers of an environment that has something queued again."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -189,6 +190,47 @@ class Runs:
         return freed
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    async def make_safe(self, org_id: str, env_id: str, run_ids: Sequence[str]) -> AbstractSet[str]:
+        """See to it that the engine has these held runs, whatever becomes of their entries; return those that it has.
+
+        It has not what is in neither store, or whose entry cannot be read, the buffer being away. Raises EngineUnavailableError where it
+        cannot be asked, or cannot create one of its entry.
+        """
+        left = await self._unknown(env_id, run_ids)
+        made = {run_id for run_id in left if await self._is_handed_over(org_id, run_id)}
+        # Settled meanwhile, an entry has its run.
+        return {*run_ids} - {*await self._unknown(env_id, [run_id for run_id in left if run_id not in made])}
+
+    async def _unknown(self, env_id: str, run_ids: Sequence[str]) -> Sequence[str]:
+        """Return those of the runs that the engine does not have."""
+        known: Mapping[str, Run] = await self._engine.get_runs(env_id, run_ids) if run_ids else {}
+        return [run_id for run_id in run_ids if run_id not in known]
+
+    async def _is_handed_over(self, org_id: str, run_id: str) -> bool:
+        """Create the run of an entry as it stands once it takes no more changes; False where there is none to be read.
+
+        Raises EngineUnavailableError where the engine cannot create it.
+        """
+        if self._buffer is None or self._changes is None:
+            return False
+        try:
+            entry = await self._buffer.get_entry(org_id, run_id)
+            if entry is not None and not entry.taken:
+                await self._buffer.mark(entry)
+                entry = await self._buffer.get_entry(org_id, run_id)
+        except BufferUnavailableError:
+            return False
+        except MalformedEntryError as error:
+            _report(run_id, error)
+            return False
+        if entry is None or entry.state is EntryState.MATERIALISED:
+            return False
+        if not await self._changes.hand_over(entry):
+            raise EngineUnavailableError(
+                "a run that is held can neither be confirmed nor be created for now; try again"
+            )
+        return True
 
     async def _find(self, environment: Environment, run_ids: Sequence[str]) -> tuple[Mapping[str, Run], _Outage | None]:
         """Return those of the runs that are found, by id, and why some may have been missed."""

@@ -134,7 +134,8 @@ class TriggerService:
         async with self._looking_ahead(snapshots) as looking:
             taken = await self._claims.take(snapshots)
             async with self._claims.keeping(taken.claim):
-                existing = await self._find_unheld(snapshots, taken.existing, looking)
+                held = await self._admission.assure(snapshots, taken.existing)
+                existing = await self._find_unheld(snapshots, held, looking)
                 return await self._trigger_new(snapshots, inputs, existing, taken.claim)
 
     @asynccontextmanager

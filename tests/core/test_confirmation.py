@@ -110,11 +110,45 @@ async def test_an_accept_is_confirmed_once_the_replica_has_it_and_not_while_that
             await until(is_confirmed)
 
 
-async def test_what_wrote_nothing_needs_no_confirmation(never_synced: Valkey) -> None:
-    async with confirming(never_synced, "aof", timeout_ms=20) as (buffer, redis):
+DIGEST = idempotency_digest(ENV, "task", "key")
+
+
+async def test_what_was_held_before_is_confirmed_to_whoever_it_answers(every_second: Valkey) -> None:
+    async with confirming(every_second, "none") as (buffer, redis), confirming(every_second, "aof") as (other, _):
         await accept(buffer, acceptance("run", key="key"))
-        outcomes = await accept(buffer, acceptance("run"), acceptance("other", key="key"))
-        assert outcomes == [DuplicateRun("run"), DuplicateKey("run", idempotency_digest(ENV, "task", "key"))]
+        outcomes = await accept(other, acceptance("run"), acceptance("other", key="key"))
+        assert outcomes == [DuplicateRun("run"), DuplicateKey("run", DIGEST)]
+        assert await other.confirm(ORG, ["run"])
+        assert not await other.confirm(ORG, ["run", "nobody"])
+        await execute(redis, "FLUSHALL")
+
+
+async def test_what_was_held_before_is_unconfirmed_also_to_a_connection_that_has_not_written_it(
+    never_synced: Valkey,
+) -> None:
+    async with (
+        confirming(never_synced, "none") as (buffer, redis),
+        confirming(never_synced, "aof", timeout_ms=20) as (first, _),
+        confirming(never_synced, "aof", timeout_ms=20) as (second, _),
+    ):
+        await accept(buffer, acceptance("run", key="key"))
+        outcomes = await accept(first, acceptance("run"), acceptance("other", key="key"))
+        assert outcomes == [
+            DuplicateRun("run", is_confirmed=False),
+            DuplicateKey("run", DIGEST, is_confirmed=False),
+        ]
+        assert not await second.confirm(ORG, ["run"])
+        await execute(redis, "FLUSHALL")
+
+
+async def test_a_server_with_no_room_for_a_write_to_ask_by_confirms_nothing(every_second: Valkey) -> None:
+    async with confirming(every_second, "aof") as (buffer, redis):
+        assert await accept(buffer, acceptance("run")) == [Accepted("run", 1)]
+        await execute(redis, "CONFIG", "SET", "maxmemory", 1)
+        try:
+            assert not await buffer.confirm(ORG, ["run"])
+        finally:
+            await execute(redis, "CONFIG", "SET", "maxmemory", 0)
         await execute(redis, "FLUSHALL")
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from mollifier.keys import (
+    CONFIRMATION,
     ENGINE_AWAY,
     PARTITIONS,
     Keyspace,
@@ -41,7 +42,12 @@ def every_key(keys: PartitionKeys) -> list[str]:
 
 
 def test_no_two_keys_are_alike() -> None:
-    names = [PARTITIONS, ENGINE_AWAY, *(key for keys in Keyspace(3).partitions for key in every_key(keys))]
+    names = [
+        PARTITIONS,
+        CONFIRMATION,
+        ENGINE_AWAY,
+        *(key for keys in Keyspace(3).partitions for key in every_key(keys)),
+    ]
     assert len(set(names)) == len(names)
 
 

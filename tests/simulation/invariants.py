@@ -811,7 +811,10 @@ class SwitchedOffNobodyIsAsked(Sentence):
 
 
 class TriggersDoNotFailOfTheBuffer(Sentence):
-    """A failure of Mollifier is not a failure of a trigger. Only when neither store takes it does the caller get a 503."""
+    """A failure of Mollifier is not a failure of a trigger. Only when neither store takes it does the caller get a 503.
+
+    Or when a held run that would be its answer is not confirmed where that is asked for, and cannot be created at that moment.
+    """
 
     def after_answer(self, call: Call) -> Complaints:
         if call.kind != "trigger":
@@ -820,10 +823,11 @@ class TriggersDoNotFailOfTheBuffer(Sentence):
         match call.outcome:
             case "unavailable":
                 waited = "key" in str(call.answer)
+                unsafe = plan.settings.confirmation.is_asked and "neither be confirmed" in str(call.answer)
                 # Whether a parent exists that is not in the engine, the buffer alone knows.
                 has_parent = any(one.parent_run_id for one in call.requests)
                 of_buffer = isinstance(call.answer, BufferUnavailableError)
-                if not (has_parent and of_buffer) and (of_buffer or not (call.engine_faults or waited)):
+                if not (has_parent and of_buffer) and (of_buffer or not (call.engine_faults or waited or unsafe)):
                     yield f"a trigger failed of the buffer: {call.answer!r}"
                 bypasses = any(map(_cannot_wait, call.requests))
                 # Of an organization whose flag is off nothing is ever held.

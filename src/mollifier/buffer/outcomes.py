@@ -28,16 +28,21 @@ class Unconfirmed(msgspec.Struct, frozen=True):
 
 
 class DuplicateRun(msgspec.Struct, frozen=True):
-    """There already is an entry of this run, in whatever state, and of a held run no mere audit copy; nothing changed."""
+    """There already is an entry of this run, in whatever state, and of a held run no mere audit copy; nothing changed.
+
+    `is_confirmed`: where `accept_confirm` asks for it, that entry is as safe as one that was `Accepted`.
+    """
 
     run_id: str
+    is_confirmed: bool = True
 
 
 class DuplicateKey(msgspec.Struct, frozen=True):
-    """The key with this digest is bound to the live entry of another run, `run_id`; nothing changed."""
+    """The key with this digest is bound to the live entry of another run, `run_id`; nothing changed. `is_confirmed` as above."""
 
     run_id: str
     digest: str
+    is_confirmed: bool = True
 
 
 class KeyClaimed(msgspec.Struct, frozen=True):

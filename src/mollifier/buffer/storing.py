@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from msgspec.structs import replace
 from redis.exceptions import RedisError
 
 from mollifier import scripts
@@ -96,6 +97,13 @@ class Storing(Part):
             raise
         self._room.arrive(entries, outcomes)
         return outcomes
+
+    async def confirm(self, org_id: str, run_ids: Sequence[str]) -> bool:
+        """Tell whether there are entries of all these runs, and confirmed in time as `accept_confirm` asks; one round trip."""
+        keys = self.keyspace.of(org_id)
+        # Asked for once more: whatever has told of them may have been a server that has lost them since.
+        found = await self._confirmed.read(("EXISTS", *map(keys.entry, run_ids)))
+        return found.confirmed and found.result == len(run_ids)
 
     async def find_over_cap(self, entries: Sequence[Acceptance]) -> Cap | None:
         """Return the first cap that held entries of one environment would exceed if all were stored now; None where they fit.
@@ -257,9 +265,13 @@ def _confirmed(
 ) -> AcceptOutcome | BufferUnavailableError:
     if isinstance(reply, BufferUnavailableError):
         return reply
-    outcome = _accepted(entry, reply.result)
-    # What changed nothing wrote nothing: there was nothing to confirm.
-    return outcome if reply.confirmed or not isinstance(outcome, Accepted) else Unconfirmed(outcome.run_id)
+    match _accepted(entry, reply.result):
+        case Accepted(run_id) if not reply.confirmed:
+            return Unconfirmed(run_id)
+        case DuplicateRun() | DuplicateKey() as held if not reply.confirmed:
+            return replace(held, is_confirmed=False)
+        case outcome:
+            return outcome
 
 
 def _claimed(reply: scripts.ClaimReply) -> ClaimOutcome:

@@ -168,7 +168,9 @@ def _reading(tenants: dict[str, TenantFigures], mode: Mode) -> str:
     if mode is Mode.DIVERT:
         return (
             f"Only what {', '.join(caught)} sent above the threshold was held; {others}. The database did not take the burst: the "
-            "drainer wrote those runs at its own pace, so the writes were flattened."
+            "drainer wrote those runs at its own pace, so the writes were flattened. What the others still waited for, in the moment of the "
+            "burst, is the one API process that has every call to answer, on the cores that play and serve here: that is what more of "
+            "`mollifier serve` are for."
         )
     return (
         f"Only what {', '.join(caught)} sent above the threshold was recognised as a burst; {others}. In this mode the database still takes "

@@ -58,16 +58,21 @@ class Materialiser:
             job = _read(msgspec.structs.replace(entry, patches=patches.readable(entry.patches)))
             if not isinstance(job, Handover):
                 return False
-            # A failure that was recorded before has its run, whether or not it could be created as it is by now.
-            if await self._engine.carry_over(entry.env_id, entry.run_id, job.changes) is not None:
-                return True
             failure = RunError(message=describe(error), name=held.FAILURE)
             ending = job.creation.ending or Ending(
                 status=RunStatus.SYSTEM_FAILURE, at=self._clock(), frees=("idempotency_key",)
             )
             ending = msgspec.structs.replace(ending, error=failure)
             creation = msgspec.structs.replace(job.creation, ending=ending)
-            outcome = await handover.create_ended(self._engine, creation)
+            try:
+                outcome = await handover.create_ended(self._engine, creation)
+            except EngineUnavailableError:
+                raise
+            except Exception:
+                # A failure that was recorded before has its run, though that could not be created as it is by now.
+                if await self._engine.carry_over(entry.env_id, entry.run_id, job.changes) is None:
+                    raise
+                return True
             await handover.complete(self._engine, job, outcome, self._clock())
         except EngineUnavailableError:
             raise

@@ -13,6 +13,7 @@ creation that failed may have happened all the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 import msgspec
@@ -30,14 +31,14 @@ from mollifier.buffer import (
 )
 from mollifier.caps import NOTHING_HELD, Amount, Cap, exceeded, limits
 from mollifier.claims import Claim
-from mollifier.deadline import Breaker
+from mollifier.deadline import Breaker, within
 from mollifier.engine import Created, Existing, RunEngine
 from mollifier.errors import EngineNotAskedError, EngineUnavailableError, OverCapError
 from mollifier.gate import Gate
 from mollifier.holding import Holding, audit_copy, held_entry
 from mollifier.keys import is_request_digest
 from mollifier.model import Action, Decision, GateInputs, Snapshot, TriggerResult
-from mollifier.refuge import Refuge
+from mollifier.refuge import SAFE_DEADLINE_MS, Refuge
 from mollifier.runs import Runs
 from mollifier.settings import Settings
 from mollifier.telemetry import Emit, OverCapOutcome, Telemetry
@@ -147,8 +148,17 @@ class Admission:
         run_ids = sorted({existing.run_id for existing in held if existing is not None})
         if not run_ids or await self._holding.confirm(org_id, run_ids):
             return held
-        safe = await self._runs.make_safe(org_id, env_id, run_ids)
+        safe = await self._make_safe(org_id, env_id, run_ids)
         return [existing if existing is not None and existing.run_id in safe else None for existing in held]
+
+    async def _make_safe(self, org_id: str, env_id: str, run_ids: Sequence[str]) -> AbstractSet[str]:
+        """Have the engine create held runs, within a deadline for all of them. Raises EngineUnavailableError where some are left."""
+        try:
+            return await within(SAFE_DEADLINE_MS, self._runs.make_safe(org_id, env_id, run_ids))
+        except TimeoutError as error:
+            raise EngineUnavailableError(
+                f"what is held could neither be confirmed nor be created within {SAFE_DEADLINE_MS} ms; try again"
+            ) from error
 
     async def _decide(self, inputs: Sequence[GateInputs]) -> Sequence[Decision]:
         if not self._has_buffer or not self._settings().enabled:
@@ -243,7 +253,7 @@ class Admission:
                 case KeyClaimed() | None:
                     pass
         if unsafe:
-            safe = await self._runs.make_safe(snapshots[0].org_id, snapshots[0].env_id, sorted({*unsafe.values()}))
+            safe = await self._make_safe(snapshots[0].org_id, snapshots[0].env_id, sorted({*unsafe.values()}))
             for place, run_id in unsafe.items():
                 if run_id not in safe:
                     del answers[place]

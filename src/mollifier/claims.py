@@ -42,7 +42,7 @@ from mollifier.deadline import Breaker, forget, within
 from mollifier.engine import Existing, KeyKind
 from mollifier.errors import BufferNotAskedError, BufferUnavailableError, EngineUnavailableError
 from mollifier.model import Snapshot
-from mollifier.refuge import Refuge
+from mollifier.refuge import SAFE_DEADLINE_MS, Refuge
 from mollifier.settings import Settings
 from mollifier.telemetry import Telemetry
 
@@ -124,7 +124,9 @@ class Claims:
         """How long triggers may take from their claim to its release."""
         settings = self._settings()
         buffer_ms = settings.gate_deadline_ms + _ACCEPTS * settings.accept_deadline_ms
-        return _ENGINE_CALLS * self._engine_deadline_ms + _SLACK * buffer_ms
+        # A key's held run is confirmed, or created, and so is what an accept finds there already.
+        safe_ms = settings.accept_confirm_timeout_ms + SAFE_DEADLINE_MS if settings.confirmation.is_asked else 0
+        return _ENGINE_CALLS * self._engine_deadline_ms + _SLACK * (buffer_ms + safe_ms)
 
     @property
     def lifetime_ms(self) -> int:

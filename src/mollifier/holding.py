@@ -71,7 +71,7 @@ class Holding:
             is_confirmed = await self._breaker.ask(
                 lambda: within(deadline_ms, buffer.confirm(org_id, run_ids)), is_answer=bool
             )
-        except (BufferUnavailableError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._telemetry.failed_open("confirmation", error, len(run_ids))
             return False
         if not is_confirmed:

@@ -5,7 +5,8 @@ for. A trigger that can be held has no need of that: it waits for `CREATE_DEADLI
 What was asked and not answered may have been done, or may yet be; what was not asked is not. Where the buffer cannot take that either, the
 engine is asked all the same, for as long as it takes.
 
-Only that there was no answer counts against the engine: an error of one trigger's own is an answer.
+Only that there was no answer counts against the engine: an error of one trigger's own is an answer. A look that had no answer counts, too; one that
+had one says nothing of creations.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from mollifier.telemetry import Telemetry
 
 CREATE_DEADLINE_MS = 2_000
 """Far above what a healthy engine needs, and no longer than a caller waits who thinks nothing of it."""
+SAFE_DEADLINE_MS = 5_000
+"""How long creating what is held and could not be confirmed may take, however much it is: what is left then is created when it is asked for again."""
 _PAUSES_MS = (200, 5_000)
 _AWAY = "not asked: it has given no answers of late"
 _FULL = 16
@@ -80,5 +83,9 @@ class Refuge:
             raise EngineNotAskedError(_AWAY)
         try:
             return await within(CREATE_DEADLINE_MS, self._engine.get_progress(env_id, run_ids))
+        except EngineUnavailableError:
+            self._circuit.failed(self._circuit.term, 0)
+            raise
         except TimeoutError as error:
+            self._circuit.failed(self._circuit.term, 0)
             raise EngineUnavailableError(f"no run was looked up within {CREATE_DEADLINE_MS} ms") from error

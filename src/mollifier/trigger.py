@@ -79,8 +79,8 @@ class TriggerService:
     async def trigger(self, environment: Environment, request: TriggerRequest) -> Triggered:
         """Trigger one run.
 
-        Raises NotFoundError for an unknown task, InvalidRequestError for an unknown parent, EngineUnavailableError when no store can
-        take the run.
+        Raises NotFoundError for an unknown task, InvalidRequestError for an unknown parent, BufferUnavailableError where the parent may be held
+        and the buffer does not tell, EngineUnavailableError when no store can take the run.
         """
         (triggered,) = await self.trigger_many(environment, [request], [Place()])
         return triggered

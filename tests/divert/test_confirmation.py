@@ -173,6 +173,24 @@ async def test_a_held_run_that_can_neither_be_confirmed_nor_created_is_nobodys_a
     assert None not in [await house.created(run_id) for run_id in (keyed, plain)]
 
 
+async def test_creating_what_cannot_be_confirmed_is_given_up_in_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    run_id = await house.trigger(idempotency_key="k")
+    monkeypatch.setattr("mollifier.admission.SAFE_DEADLINE_MS", 50)
+    monkeypatch.setattr(house.runs, "make_safe", hang)
+
+    with pytest.raises(EngineUnavailableError, match="within 50 ms"):
+        await house.trigger(idempotency_key="k")
+
+    monkeypatch.undo()
+    assert await house.trigger_all(idempotency_key="k") == (run_id, True)
+    await house.drain()
+
+
 async def test_a_dead_letter_that_cannot_be_confirmed_is_nobodys_answer(house: House) -> None:
     confirmed, house.settings = house.settings, replace(house.settings, accept_confirm="none")
     await house.trigger(request_key="key")

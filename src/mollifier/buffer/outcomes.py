@@ -112,7 +112,7 @@ class Reclaimed(msgspec.Struct, frozen=True):
     """What became of leases that ran out: the runs that are queued again, and those that are dead letters now.
 
     `failed` came back too often, the entries of `evicted` vanished, those of `malformed` do not parse, and of `missing` there was nothing to put
-    back: audit copies that expired. `faults`: what the server refused to do about one, which is left as it was.
+    back: audit copies that expired, as a rule. `faults`: what the server refused to do about one, which is left as it was.
     """
 
     returned: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ Delay = Annotated[str, Meta(description="A duration, or a date (ISO 8601)", exam
 Text = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 Key = Annotated[str, Meta(min_length=1, max_length=KEY_LENGTH_MAX)]
 Tag = Annotated[str, Meta(min_length=1, max_length=TAG_LENGTH_MAX)]
-Tags = Tag | Annotated[list[Tag], Meta(max_length=MAX_TAGS)]
+Tags = Tag | Annotated[list[Tag], Meta(description=f"At most {MAX_TAGS} different ones")]
 Format = Annotated[str, Meta(description="One of " + ", ".join(FORMATS), examples=[FORMATS[0]])]
 RunId = Annotated[str, Meta(min_length=1, max_length=ID_LENGTH_MAX)]
 Json = Annotated[Any, Meta(description="Any JSON, kept byte for byte")]
@@ -168,7 +168,7 @@ class ResetBody(msgspec.Struct, rename="camel"):
 class RunIdsBody(msgspec.Struct, rename="camel"):
     """Which dead letters, by their runs."""
 
-    run_ids: RunId | Annotated[list[RunId], Meta(min_length=1, max_length=RUN_IDS_MAX)]
+    run_ids: RunId | Annotated[list[RunId], Meta(min_length=1, description=f"At most {RUN_IDS_MAX} different ones")]
 
 
 class NameBody(msgspec.Struct):

@@ -39,7 +39,7 @@ class IdempotencyKeyOptions(msgspec.Struct, rename="camel"):
     """How a key is scoped. Beside `idempotencyKey`, which then is the bound key, it only says what to show."""
 
     key: Key
-    scope: Literal["run", "attempt", "global"] = "global"
+    scope: Literal["run", "attempt", "global"] | None = "global"
     attempt: Annotated[int, Meta(ge=1, description="Of the parent run, for the scope `attempt`")] | None = None
 
 
@@ -48,7 +48,7 @@ class DebounceOptions(msgspec.Struct, rename="camel"):
 
     key: Annotated[str, Meta(min_length=1, max_length=DEBOUNCE_KEY_LENGTH_MAX)]
     delay: Duration
-    mode: Literal["leading", "trailing"] = "leading"
+    mode: Literal["leading", "trailing"] | None = "leading"
     max_delay: (
         Annotated[str, Meta(description="Counted from the run's creation; the longer of 1h and `delay` by default")]
         | None
@@ -78,17 +78,17 @@ class TriggerOptions(msgspec.Struct, rename="camel"):
     payload_type: Format | None = None
     queue: QueueOption | None = None
     concurrency_key: Text | float | None = None
-    priority: Annotated[int, Meta(ge=INT32[0], le=INT32[1])] = 0
+    priority: Annotated[int, Meta(ge=INT32[0], le=INT32[1])] | None = 0
     machine: Text | None = None
     region: Text | None = None
     max_attempts: Annotated[int, Meta(ge=ATTEMPTS[0], le=ATTEMPTS[1])] | None = None
     max_duration: Annotated[int, Meta(ge=MAX_DURATION_S[0], le=MAX_DURATION_S[1], description="Seconds")] | None = None
-    test: bool = False
+    test: bool | None = False
     lock_to_version: Text | None = None
     external_deployment_id: Text | None = None
     bulk_action_id: Text | None = None
     parent_run_id: Text | None = None
-    resume_parent_on_completion: bool = False
+    resume_parent_on_completion: bool | None = False
     parent_batch: Text | None = None
 
 
@@ -111,7 +111,7 @@ class BatchBody(msgspec.Struct, rename="camel"):
 
     items: Annotated[list[BatchItemBody], Meta(min_length=1, max_length=ITEMS_MAX)]
     parent_run_id: Text | None = None
-    resume_parent_on_completion: bool = False
+    resume_parent_on_completion: bool | None = False
 
 
 class AnnouncementBody(msgspec.Struct, rename="camel"):
@@ -121,7 +121,7 @@ class AnnouncementBody(msgspec.Struct, rename="camel"):
     idempotency_key: Key | None = None
     idempotency_key_options: IdempotencyKeyOptions | None = None
     parent_run_id: Text | None = None
-    resume_parent_on_completion: bool = False
+    resume_parent_on_completion: bool | None = False
 
 
 class BatchLineBody(BatchItemBody, kw_only=True, rename="camel"):
@@ -154,9 +154,9 @@ class MetadataBody(msgspec.Struct, rename="camel"):
     """What to change: the whole of it first, then the operations in order."""
 
     metadata: dict[str, Any] | None = None
-    operations: list[MetadataOperationBody] = []
-    parent_operations: list[MetadataOperationBody] = []
-    root_operations: list[MetadataOperationBody] = []
+    operations: list[MetadataOperationBody] | None = []
+    parent_operations: list[MetadataOperationBody] | None = []
+    root_operations: list[MetadataOperationBody] | None = []
 
 
 class ResetBody(msgspec.Struct, rename="camel"):
@@ -180,13 +180,13 @@ class NameBody(msgspec.Struct):
 class OptionalNameBody(msgspec.Struct):
     """What to call it; `prod` where nothing is said."""
 
-    name: str = "prod"
+    name: str | None = "prod"
 
 
 class RotationBody(msgspec.Struct):
     """How long the replaced key goes on working: at most 90 days, `0s` for not at all."""
 
-    overlap: Duration = "1d"
+    overlap: Duration | None = "1d"
 
 
 class FlagsBody(msgspec.Struct):

@@ -307,5 +307,5 @@ def masked(url: str) -> str:
     netloc = parts.netloc if parts.password is None else f"{login.partition(':')[0]}:{_MASK}@{host}"
     query = re.sub(r"(?<=password=)[^&]*", _MASK, parts.query)
     shown = parts._replace(netloc=netloc, query=query).geturl()
-    # An empty host may be lost on the way.
-    return shown if netloc else shown.replace(f"{parts.scheme}:/", f"{parts.scheme}:///", 1).replace(":////", ":///", 1)
+    # Some versions of Python lose the slashes before an empty host.
+    return shown.replace(":", "://", 1) if "://" in url and "://" not in shown else shown

@@ -189,8 +189,6 @@ class Runs:
                 await self._let_go(environment, task_id, key, created, reset)
         return freed
 
-    # --- inside ----------------------------------------------------------------------------------------------------
-
     async def make_safe(self, org_id: str, env_id: str, run_ids: Sequence[str]) -> AbstractSet[str]:
         """See to it that the engine has these held runs, whatever becomes of their entries; return those that it has.
 
@@ -201,6 +199,8 @@ class Runs:
         made = {run_id for run_id in left if await self._is_handed_over(org_id, run_id)}
         # Settled meanwhile, an entry has its run.
         return {*run_ids} - {*await self._unknown(env_id, [run_id for run_id in left if run_id not in made])}
+
+    # --- inside ----------------------------------------------------------------------------------------------------
 
     async def _unknown(self, env_id: str, run_ids: Sequence[str]) -> Sequence[str]:
         """Return those of the runs that the engine does not have."""

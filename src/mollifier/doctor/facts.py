@@ -50,8 +50,9 @@ class Sample(msgspec.Struct, frozen=True):
 class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The buffer's server.
 
-    `refused` is why a script may not run, `unconfirming` why no accept can be confirmed. `partitions` is 0 where no buffer was made yet. `sweep` is what the last sweep found, if there was one within a week, and
-    `swept_ago_ms` how long ago it ended, both by the server's clock. `ahead_ms` is its clock minus this host's, give or take `margin_ms`.
+    `refused` is why a script may not run, `unconfirming` why no accept can be confirmed. `partitions` is 0 where no buffer was made yet.
+    `sweep` is what the last sweep found, if there was one within a week, and `swept_ago_ms` how long ago it ended, both by the server's
+    clock. `ahead_ms` is its clock minus this host's, give or take `margin_ms`.
     """
 
     address: Address
